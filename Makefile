@@ -1,0 +1,58 @@
+# Everything a contributor or CI runs. `make help` lists it.
+PYTHON      ?= python3
+VENV        := .venv
+STAMP       := $(VENV)/.installed
+CONFIG      ?= policyd/data/policyd.toml
+PYTEST_ARGS ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install run test test-debian test-packages check cover bench clean
+
+help:
+	@echo 'make run          run policyd in the foreground on 127.0.0.1:10047, data in var/'
+	@echo 'make test         install what the tests need, then run all of them on the newest releases'
+	@echo 'make test-debian  the same with /usr/bin/python3 and packages of Debian alone'
+	@echo 'make check        lint, format, types, import rings, documentation; needs no root'
+	@echo 'make cover        branch coverage of the parts that must not be wrong'
+	@echo 'make bench        measure (PYTHON and packages as for make test)'
+	@echo 'make install      make $(VENV) and nothing else'
+	@echo 'make clean        remove what these commands made, the database in var/ included'
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml tools/make-venv.sh
+	@tools/make-venv.sh $(VENV) $(PYTHON)
+	@touch $@
+
+run: $(STAMP)
+	@mkdir -p var
+	@exec $(VENV)/bin/policyd --config $(CONFIG)
+
+test-packages:
+	@tools/install-test-packages.sh test
+
+test: test-packages $(STAMP)
+	$(VENV)/bin/python -m pytest --no-skips $(PYTEST_ARGS)
+
+test-debian: test-packages
+	PYTHONPATH='$(CURDIR)' /usr/bin/python3 -m pytest --no-skips $(PYTEST_ARGS)
+
+check: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python tools/check_docs.py
+	$(VENV)/bin/python -m pytest -q -m 'docs or rings'
+
+cover: $(STAMP)
+	@mkdir -p var/coverage
+	$(VENV)/bin/coverage run -m pytest -q -m 'not system' $(PYTEST_ARGS)
+	$(VENV)/bin/python tools/check_coverage.py
+
+bench: $(STAMP)
+	@tools/install-test-packages.sh bench
+	$(VENV)/bin/python -m bench $(BENCH_ARGS)
+
+clean:
+	rm -rf $(VENV) var build dist policyd.egg-info .hypothesis .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
