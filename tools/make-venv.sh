@@ -13,13 +13,13 @@ command -v "$python" >/dev/null || fail "$python is not installed; install Pytho
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     fail "$python is older than Python 3.11; name a newer one: make PYTHON=..."
 
-if ! [ -x "$venv/bin/pip" ]; then
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     rm -rf "$venv"
     # Debian packages the module venv apart from Python itself.
     "$python" -m venv "$venv" >/dev/null || fail "$python cannot make $venv; on Debian: apt-get install python3-venv"
 fi
 
-"$venv/bin/pip" install --quiet --editable '.[test,lint]' ||
+"$venv/bin/python" -m pip install --quiet --editable '.[test,lint]' ||
     fail "pip could not install policyd's requirements into $venv (see above)"
-"$venv/bin/pip" install --quiet --editable '.[fast]' ||
+"$venv/bin/python" -m pip install --quiet --editable '.[fast]' ||
     echo "make-venv: uvloop cannot be installed here; policyd runs on Python's own event loop, somewhat slower" >&2

@@ -1,0 +1,121 @@
+"""What an installed policyd holds and needs: the built tree, the declared requirements, the two commands."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import policyd
+from tests.test_rings import MODULES, imports_of
+
+ROOT = Path(__file__).parent.parent
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+# Where the name of a distribution is not the name that is imported.
+IMPORTED_AS = {"pyspf": "spf", "dnspython": "dns", "sqlite-utils": "sqlite_utils"}
+
+
+def requirement_name(requirement: str) -> str:
+    match = re.match(r"[A-Za-z0-9_-]+", requirement)
+    assert match is not None, requirement
+    return match[0]
+
+
+def declared(requirements: list[str]) -> set[str]:
+    names = {requirement_name(requirement) for requirement in requirements}
+    return {IMPORTED_AS.get(name, name) for name in names}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree that an installation puts into site-packages, built without touching the checkout."""
+    source = tmp_path_factory.mktemp("source")
+    shutil.copytree(ROOT / "policyd", source / "policyd", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    target = tmp_path_factory.mktemp("built")
+    build = subprocess.run(
+        [sys.executable, "-c", "from setuptools import setup; setup()", "-q", "build_py", "-d", str(target)],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert build.returncode == 0, build.stderr
+    return target
+
+
+def test_an_installation_holds_every_file_of_the_package(built: Path) -> None:
+    """Nothing that lies in policyd/ is forgotten: modules, schema, shipped configuration, type marker."""
+    wanted = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "policyd").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
+    }
+    installed = {path.relative_to(built).as_posix() for path in built.rglob("*") if path.is_file()}
+    assert installed == wanted
+
+
+def test_the_installed_tree_works_without_the_checkout(built: Path, tmp_path: Path) -> None:
+    """`python -m policyd --help` runs from what was installed, and names itself."""
+    for module in ("policyd", "policyd.cli"):
+        shown = subprocess.run(
+            [sys.executable, "-m", module, "--help"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(built), "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert shown.returncode == 0, shown.stderr
+        assert "--config" in shown.stdout
+
+
+@pytest.mark.parametrize("command", sorted(PROJECT["project"]["scripts"]))
+def test_each_command_leads_to_a_function(command: str) -> None:
+    """The scripts of pyproject.toml can be called."""
+    module, _, function = PROJECT["project"]["scripts"][command].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_every_import_is_declared() -> None:
+    """A library that policyd imports is one it asks for; uvloop alone is an extra."""
+    asked = declared(PROJECT["project"]["dependencies"]) | declared(
+        PROJECT["project"]["optional-dependencies"]["fast"]
+    )
+    # Twisted requires zope.interface itself, under every version.
+    asked |= {"policyd", "zope"} | sys.stdlib_module_names
+    missing = {
+        f"{path.relative_to(ROOT)}:{found.line}: {found.target}"
+        for path in MODULES.values()
+        for found in imports_of(path)
+        if found.target.partition(".")[0] not in asked
+    }
+    assert not missing
+
+
+def test_every_requirement_can_be_imported() -> None:
+    """Both worlds hold all that is declared; Debian's pyspf has no metadata, so importing is the only proof."""
+    for name in declared(PROJECT["project"]["dependencies"]):
+        importlib.import_module(name)
+
+
+def test_every_requirement_has_a_lower_bound() -> None:
+    """An admin with an older library hears it from pip, not from a traceback at night."""
+    for requirement in PROJECT["project"]["dependencies"]:
+        assert re.search(r">=\d", requirement), requirement
+
+
+def test_the_version_is_told_once() -> None:
+    """The package and its metadata cannot disagree, and the number is one that pip can compare."""
+    assert PROJECT["project"]["dynamic"] == ["version"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", policyd.__version__)
