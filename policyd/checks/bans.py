@@ -1,0 +1,104 @@
+"""Banned logins, senders, sender domains and clients are refused, at every stage.
+
+Bans are set with ``policyctl ban user|sender|domain|client VALUE`` and hold from the next request on, also within a session that
+is open. The most specific one answers: the login, then the sender address, the sender domain or its nearest parent,
+the client address, the smallest network around it. Values in ``never`` are never refused here, whatever is banned. A login's ban
+needs the login: nobody can use it against somebody from outside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from policyd.answer import clip, escape, make_answer
+from policyd.checks import Context
+from policyd.match import domain_of
+from policyd.opinion import Opinion
+from policyd.request import Request
+from policyd.settings import fill, list_of, one_of, setting, string, template
+from policyd.steering import Entry, Listing, Steering, canonical_value, client_network
+
+
+def _never(value: Any) -> str:
+    """A login, address, domain or client network that can never be banned."""
+    text = string(value)
+    kind = "client" if client_network(text) else "user" if "@" in text.strip("@") else "domain"
+    return canonical_value(kind, text)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The section of a ``bans`` check."""
+
+    never: tuple[str, ...] = setting(
+        list_of(_never), (), help="Logins, addresses, domains and networks that no ban holds for."
+    )
+    action: str = setting(one_of("reject", "defer"), "reject", help="What a banned one is told: for good or for now.")
+    text: str = setting(
+        template("ref", "kind"),
+        "Sending is not permitted for this {kind}; contact postmaster. ref {ref}",
+        help="The text of the refusal.",
+    )
+
+
+class Check:
+    """Looks a request up among the bans."""
+
+    stages: ClassVar[frozenset[str]] = frozenset()
+    steadfast: ClassVar[bool] = True
+
+    def __init__(self, options: Options, context: Context) -> None:
+        self._options = options
+        self._never = Never(options.never)
+
+    async def check(self, request: Request, now: int, steering: Steering) -> Opinion:
+        """The refusal when a ban is in force; otherwise the intent to ask again when the decision is settled."""
+        return self.judge(request, steering, now) or Opinion(standing=self)
+
+    def judge(self, request: Request, steering: Steering, now: int) -> Opinion | None:
+        """The refusal when a ban is in force at ledger time ``now``."""
+        if not steering.bans.entries:
+            return None
+        ban = self._find(steering.bans, request, now)
+        if ban is None:
+            return None
+        kind = "login" if ban.kind == "user" else ban.kind
+        text = fill(self._options.text, {"ref": "{ref}", "kind": kind})
+        code = ("550 5.7.1 " if self._options.action == "reject" else "450 4.7.1 ").split(" ", 1)
+        answer = make_answer(code[0], clip(code[1] + text))
+        return Opinion(answer, f"banned {ban.kind} {escape(ban.value) or '<>'}", standing=self)
+
+    def _find(self, bans: Listing, request: Request, now: int) -> Entry | None:
+        never = self._never
+        ban = None
+        if request.account and not never.covers(request.account):
+            ban = bans.exact("user", request.account, now)
+        if ban is None and not never.covers(request.sender_key) and request.stage not in ("CONNECT", "EHLO", "HELO"):
+            ban = bans.exact("sender", request.sender_key, now)
+            if ban is None and request.sender_domain:
+                ban = bans.domain(request.sender_domain, now)
+        if ban is None and not never.covers_client(request.client_address):
+            ban = bans.client(request.client_address, now)
+            if ban is None and request.client_name and request.client_name != "unknown":
+                ban = bans.domain(request.client_name.lower().rstrip("."), now, kind="client")
+        return ban
+
+
+class Never:
+    """The values that no ban holds for."""
+
+    def __init__(self, values: tuple[str, ...]) -> None:
+        self._names = frozenset(value for value in values if client_network(value) is None)
+        self._clients = Listing()
+        for value in values:
+            if client_network(value) is not None:
+                self._clients.put(Entry("client", value, "", "", 0, 0))
+
+    def covers(self, name: str) -> bool:
+        """Whether a login or address, or its domain, is among the values."""
+        return bool(self._names) and (name in self._names or domain_of(name) in self._names)
+
+    def covers_client(self, address: str) -> bool:
+        """Whether a client's address is among the values."""
+        return self._clients.client(address, 0) is not None

@@ -1,0 +1,111 @@
+"""The chain: each check in the order of the configuration, their opinions, and the strongest answer.
+
+The engine knows no socket, no store and no clock: the ledger time, the steering data and the stopwatch are handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from policyd.answer import DUNNO, HEADER, REFUSE, Answer
+from policyd.checks import Check
+from policyd.opinion import ENFORCE, OFF, SHADOW, Heard, Opinion, Proposal
+from policyd.request import END_OF_MESSAGE, Request
+from policyd.steering import EVERY_CHECK, Steering
+
+#: What is answered for a check that failed and says ``on_error = "defer"``.
+FAILED = Answer("451", "4.3.0 Policy check failed, try again later; ref {ref}")
+
+
+class Rule(NamedTuple):
+    """A check in its place in the chain."""
+
+    name: str
+    use: str
+    direction: str
+    mode: str
+    on_error: str
+    check: Check
+
+
+class Engine:
+    """Asks the rules, in order."""
+
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        policy: str = "",
+        stopwatch: Callable[[], int] = lambda: 0,
+        report: Callable[[str, Exception], None] = lambda name, error: None,
+    ) -> None:
+        """
+        :param policy: the version of the policy, a digest, kept with each decision.
+        :param stopwatch: nanoseconds since some start, for the log only.
+        :param report: told of each failure of a check.
+        """
+        self.rules = tuple(rules)
+        self.policy = policy
+        self._stopwatch = stopwatch
+        self._report = report
+        self._chains: dict[tuple[str, str], tuple[Rule, ...]] = {}
+
+    def chain(self, direction: str, stage: str) -> tuple[Rule, ...]:
+        """The rules that are for ``direction`` and asked at ``stage``."""
+        key = (direction, stage)
+        chain = self._chains.get(key)
+        if chain is None:
+            chain = tuple(
+                rule
+                for rule in self.rules
+                if rule.direction in ("any", direction) and (not rule.check.stages or stage in rule.check.stages)
+            )
+            # A hostile peer may invent stages without end.
+            if len(self._chains) < 64:
+                self._chains[key] = chain
+        return chain
+
+    async def consult(self, request: Request, now: int, steering: Steering) -> Proposal:
+        """The opinions of the chain on ``request`` at ledger time ``now``, for settle to decide on."""
+        heard: list[Heard] = []
+        strongest, by, reason = DUNNO, "", ""
+        paused = steering.mode_of(EVERY_CHECK, now) if steering.modes else ""
+        stopwatch = self._stopwatch
+        before = stopwatch()
+        for rule in self.chain(request.direction, request.stage):
+            mode = effective_mode(rule, paused, steering, now) if steering.modes else rule.mode
+            if mode == OFF:
+                continue
+            error = ""
+            opinion: Opinion | None
+            try:
+                opinion = await rule.check.check(request, now, steering)
+            except Exception as failure:  # one check's bug or trouble must not stop the mail
+                self._report(rule.name, failure)
+                error = f"{type(failure).__name__}: {failure}"
+                opinion = Opinion(FAILED, "failed") if rule.on_error == "defer" else None
+            after = stopwatch()
+            heard.append(Heard(rule.name, mode, opinion, (after - before) // 1000, error))
+            before = after
+            if opinion is None or mode != ENFORCE:
+                continue
+            answer = opinion.answer
+            if answer is not DUNNO and answer.strength > strongest.strength:
+                # Postfix ignores a header at END-OF-MESSAGE, with a warning (access(5)).
+                if answer.strength != HEADER or request.stage != END_OF_MESSAGE:
+                    strongest, by, reason = answer, rule.name, opinion.reason
+            if opinion.final:
+                if not by:
+                    by, reason = rule.name, opinion.reason
+                break
+            if strongest.strength == REFUSE:
+                break
+        return Proposal(tuple(heard), strongest, by, reason, self.policy)
+
+
+def effective_mode(rule: Rule, paused: str, steering: Steering, now: int) -> str:
+    """The rule's mode: the configured one, the one set by the admin over it, shadow while everything is paused."""
+    mode = steering.mode_of(rule.name, now) or rule.mode
+    if paused and mode == ENFORCE and not rule.check.steadfast:
+        return SHADOW
+    return mode

@@ -1,0 +1,162 @@
+"""One request as policyd sees it: Postfix's attributes, and whom it is about.
+
+Attribute names and meanings: Postfix SMTPD_POLICY_README. :class:`Site` turns attributes into a frozen
+:class:`Request`; after that nobody looks at raw attributes again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from policyd.match import NetworkSet, client_key, domain_of, fold
+from policyd.units import MAX_AMOUNT
+
+#: Directions of mail.
+SUBMISSION, MX = "submission", "mx"
+
+#: Stages (``protocol_state``) with the number under which they are stored.
+STAGES = {
+    name: number
+    for number, name in enumerate(
+        ("CONNECT", "EHLO", "HELO", "MAIL", "RCPT", "DATA", "END-OF-MESSAGE", "VRFY", "ETRN"), start=1
+    )
+}
+OTHER_STAGE = 0
+RCPT = "RCPT"
+DATA = "DATA"
+END_OF_MESSAGE = "END-OF-MESSAGE"
+
+#: Longest value that is kept of an attribute, in characters: RFC 5321 4.5.3.1 allows 256 octets for a path.
+MAX_KEPT = 512
+
+
+class Request(NamedTuple):
+    """A policy request, normalised. Text is bindable and bounded; an absent value is ``""`` or 0."""
+
+    stage: str
+    direction: str
+    #: Whose mail this is, when it is submission: the login, ``cert:…`` or ``client:…``; else ``""``.
+    account: str
+    listener: str
+    instance: str
+    queue_id: str
+    sender: str
+    recipient: str
+    recipient_count: int
+    #: Octets; before END-OF-MESSAGE only what the client claimed (RFC 1870).
+    size: int
+    client_address: str
+    client_name: str
+    reverse_client_name: str
+    helo_name: str
+    sasl_method: str
+    sasl_username: str
+    policy_context: str
+    stress: bool
+    #: Folded forms, for matching.
+    sender_key: str
+    sender_domain: str
+    recipient_key: str
+    recipient_domain: str
+    #: Sender (or null sender) and recipient are both of the site's own domains; only where one recipient is known.
+    internal: bool
+
+    @property
+    def is_submission(self) -> bool:
+        """Whether the mail comes from one of our own."""
+        return self.direction == SUBMISSION
+
+    @property
+    def recipients(self) -> int:
+        """Recipients this request stands for: the real count from DATA on, one before."""
+        return max(1, self.recipient_count)
+
+    @property
+    def user_domain(self) -> str:
+        """The domain of the account; empty when the account has none."""
+        return domain_of(self.account)
+
+    @property
+    def client_net(self) -> str:
+        """The client as it is counted: the address, or its /64 for IPv6."""
+        return client_key(self.client_address)
+
+
+def number(text: str) -> int:
+    """A count that Postfix sent; what is no number counts as 0, what is too large as 2^53."""
+    if not (text.isascii() and text.isdigit()):
+        return 0
+    return min(int(text), MAX_AMOUNT) if len(text) <= 16 else MAX_AMOUNT
+
+
+@dataclass(frozen=True)
+class Site:
+    """Who "we" are (``[site]``): decides the direction and the account of each request."""
+
+    domains: frozenset[str] = frozenset()
+    networks: NetworkSet = field(default_factory=NetworkSet)
+    default_domain: str = ""
+    #: ``policy_context`` values that mean submission.
+    submission_contexts: frozenset[str] = frozenset({SUBMISSION})
+
+    def is_own(self, domain: str) -> bool:
+        """Whether ``domain`` (folded) is one of the site's own."""
+        return domain in self.domains
+
+    def login(self, name: str) -> str:
+        """The canonical form of a SASL login: lower case, NFC, with the default domain when it has none."""
+        name = fold(name.strip())
+        return f"{name}@{self.default_domain}" if name and "@" not in name and self.default_domain else name
+
+    def request(self, attributes: Mapping[str, str], listener: str = "", listener_direction: str = "") -> Request:
+        """The :class:`Request` that ``attributes`` describe, received on the listener labelled ``listener``."""
+        get = attributes.get
+        client_address = get("client_address", "")
+        sasl_method = get("sasl_method", "")
+        sasl_username = get("sasl_username", "")[:MAX_KEPT]
+        context = get("policy_context", "")
+        account = ""
+        # Without a method the name is not authenticated: anybody who reaches the socket could claim it.
+        if sasl_method and sasl_username:
+            direction, account = SUBMISSION, self.login(sasl_username)
+        elif get("ccert_subject"):
+            # Postfix sends the subject only for a verified certificate; the fingerprint it sends always.
+            direction = SUBMISSION
+            account = "cert:" + fold((get("ccert_pubkey_fingerprint") or get("ccert_fingerprint") or "")[:MAX_KEPT])
+        elif (
+            context in self.submission_contexts or listener_direction == SUBMISSION or client_address in self.networks
+        ):
+            direction, account = SUBMISSION, "client:" + (client_key(client_address) or "unknown")
+        else:
+            direction = MX
+        sender = get("sender", "")[:MAX_KEPT]
+        recipient = get("recipient", "")[:MAX_KEPT]
+        sender_key, recipient_key = fold(sender), fold(recipient)
+        sender_domain, recipient_domain = domain_of(sender_key), domain_of(recipient_key)
+        return Request(
+            get("protocol_state", "")[:32],
+            direction,
+            account,
+            listener,
+            get("instance", "")[:MAX_KEPT],
+            get("queue_id", "")[:MAX_KEPT],
+            sender,
+            recipient,
+            number(get("recipient_count", "")),
+            number(get("size", "")),
+            client_address[:MAX_KEPT],
+            get("client_name", "")[:MAX_KEPT],
+            get("reverse_client_name", "")[:MAX_KEPT],
+            get("helo_name", "")[:MAX_KEPT],
+            sasl_method[:MAX_KEPT],
+            sasl_username,
+            context[:MAX_KEPT],
+            get("stress", "") == "yes",
+            sender_key,
+            sender_domain,
+            recipient_key,
+            recipient_domain,
+            (not sender_key or sender_domain in self.domains) and recipient_domain in self.domains,
+        )

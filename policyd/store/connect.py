@@ -1,0 +1,143 @@
+"""How the database is opened: by the daemon, by policyctl to change it, and to read it.
+
+Only the daemon creates, upgrades and checkpoints. ``policyctl`` never creates a database, and as root it works as the owner of
+the file, so that no file is left behind that the daemon cannot open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+
+from policyd.errors import StoreBusy, StoreDamaged, StoreError, StoreRefused
+from policyd.store import locks, migrate
+
+#: How long the daemon waits for somebody else's transaction before it goes on in memory, ms.
+DAEMON_BUSY = 250
+ADMIN_BUSY = 5_000
+#: Size to which the WAL file is cut after a checkpoint, octets.
+WAL_LIMIT = 64 * 1024 * 1024
+
+_BUSY = {"SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM"}
+_DAMAGED = {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT"}
+
+
+def translate(error: sqlite3.Error, path: str) -> StoreError:
+    """The error of SQLite in policyd's terms."""
+    name = getattr(error, "sqlite_errorname", "") or ""
+    family = "_".join(name.split("_")[:2])
+    if family in _DAMAGED or "malformed" in str(error):
+        return StoreDamaged(f"{path} is damaged: {error}")
+    if family in _BUSY:
+        return StoreBusy(f"{path}: {error}")
+    return StoreError(f"{path}: {error}")
+
+
+def open_for_daemon(path: str, durability: str = "full") -> sqlite3.Connection:
+    """The one writing connection, made and upgraded where needed.
+
+    :raises StoreError: it cannot be opened; :class:`StoreDamaged` and :class:`StoreRefused` say why.
+    """
+    try:
+        fresh = not os.path.exists(path)
+        if fresh:
+            # Owner and group only, whatever the umask: it holds who writes to whom.
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o640))
+    except OSError as error:
+        raise StoreRefused(f"{path}: {error.strerror}; check [store] url and the rights of its directory") from None
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
+    try:
+        connection.execute(f"PRAGMA busy_timeout = {DAEMON_BUSY}")
+        connection.execute("PRAGMA trusted_schema = OFF")
+        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":
+            raise StoreRefused(f"{path}: this file system cannot hold a database in WAL mode; use a local disk")
+        connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
+        connection.execute("PRAGMA cache_size = -24000")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        migrate.migrate(connection, path)
+        for table in ("ledger_state", "change", "decision_partition"):
+            connection.execute(f"SELECT * FROM {table} LIMIT 1").fetchone()
+    except sqlite3.Error as error:
+        connection.close()
+        raise translate(error, path) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextlib.contextmanager
+def as_owner(path: str) -> Iterator[None]:
+    """As root, act as the owner of the database; otherwise as who we are.
+
+    :raises StoreRefused: there is no database.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise StoreRefused(
+            f"there is no database at {path}; start policyd once to make it, or name its configuration with --config"
+        ) from None
+    except OSError as error:
+        raise StoreRefused(f"{path}: {error.strerror}; run policyctl as root or as the owner of the file") from None
+    if os.geteuid() != 0 or status.st_uid == 0:
+        yield
+        return
+    group = os.getegid()
+    os.setegid(status.st_gid)
+    os.seteuid(status.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+
+
+@contextlib.contextmanager
+def open_for_admin(path: str) -> Iterator[sqlite3.Connection]:
+    """A connection for one short change, under the write lock from open to close.
+
+    :raises StoreError: there is no database, it is locked, of another schema, or not ours to change.
+    """
+    with as_owner(path), locks.write_lock(path), _opened(path, "rw") as connection:
+        connection.execute(f"PRAGMA busy_timeout = {ADMIN_BUSY}")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute("PRAGMA synchronous = FULL")
+        yield connection
+
+
+@contextlib.contextmanager
+def open_for_reading(path: str) -> Iterator[sqlite3.Connection]:
+    """A connection that only reads.
+
+    :raises StoreError: there is no database, or it is of another schema.
+    """
+    with as_owner(path), _opened(path, "rw") as connection:
+        connection.execute("PRAGMA query_only = ON")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        yield connection
+
+
+@contextlib.contextmanager
+def _opened(path: str, mode: str) -> Iterator[sqlite3.Connection]:
+    if not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
+        raise StoreRefused(f"{path}: permission denied; run policyctl as root or as the owner of the file")
+    try:
+        uri = f"file:{_quoted(os.path.abspath(path))}?mode={mode}"
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=ADMIN_BUSY / 1000)
+        try:
+            migrate.check_version(connection, path)
+            yield connection
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
+
+
+def _quoted(path: str) -> str:
+    return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")

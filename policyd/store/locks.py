@@ -1,0 +1,83 @@
+"""The two advisory locks beside the database: one daemon, and one change from outside or checkpoint at a time.
+
+``<db>.daemon-lock`` is held by the daemon for its life. ``<db>.write-lock`` is held by ``policyctl`` around each change
+and by the daemon around each checkpoint: SQLite before 3.51.3 can corrupt a WAL when a commit of one connection meets
+a checkpoint of another. The kernel drops a lock with the process that holds it, so there is nothing to clean up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+
+from policyd.errors import StoreBusy, StoreRefused
+
+
+def _open(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+    except OSError as error:
+        raise StoreRefused(f"{path}: {error.strerror}; run it as the user that owns the database, or as root") from None
+
+
+class DaemonLock:
+    """Held for as long as the daemon lives."""
+
+    def __init__(self, database: str) -> None:
+        """
+        :raises StoreRefused: another daemon holds it.
+        """
+        self._fd = _open(f"{database}.daemon-lock")
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._fd)
+            raise StoreRefused(
+                f"{database} is in use by another policyd; stop it first, or give this one a [store] url of its own"
+            ) from None
+
+    def release(self) -> None:
+        """Let the next daemon in."""
+        os.close(self._fd)
+
+
+def daemon_running(database: str) -> bool:
+    """Whether a daemon has the database open."""
+    try:
+        fd = os.open(f"{database}.daemon-lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+@contextlib.contextmanager
+def write_lock(database: str, timeout: float = 5.0) -> Iterator[None]:
+    """Hold the lock for a change or a checkpoint; with ``timeout`` 0 only if it is free at once.
+
+    :raises StoreBusy: somebody else held it for the whole ``timeout`` (s).
+    """
+    fd = _open(f"{database}.write-lock")
+    try:
+        until = time.monotonic() + timeout
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= until:
+                    raise StoreBusy(
+                        f"{database} is being changed by another policyctl; try again in a moment"
+                    ) from None
+                time.sleep(0.02)
+        yield
+    finally:
+        os.close(fd)

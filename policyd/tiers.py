@@ -1,0 +1,42 @@
+"""Tiers: named sets of limits, and which of them an account is in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from policyd.match import domain_of
+from policyd.units import Limit
+
+
+@dataclass(frozen=True)
+class Tier:
+    """One ``[tier.NAME]``. ``members`` are folded logins, or ``@domain`` for all of a domain."""
+
+    name: str
+    limits: tuple[Limit, ...] = ()
+    members: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Tiers:
+    """All tiers, and the name of the one that accounts are in when nothing else puts them elsewhere."""
+
+    default: str = ""
+    all: Mapping[str, Tier] = field(default_factory=dict)
+
+    def name_of(self, account: str) -> str:
+        """The tier of ``account``: as a member itself, else by its domain, else the default."""
+        by_domain = ""
+        domain = "@" + domain_of(account)
+        for tier in self.all.values():
+            if account in tier.members:
+                return tier.name
+            if domain in tier.members and not by_domain:
+                by_domain = tier.name
+        return by_domain or self.default
+
+    def limits_of(self, account: str) -> tuple[Limit, ...]:
+        """The limits of the account's tier; none when there are no tiers."""
+        tier = self.all.get(self.name_of(account))
+        return tier.limits if tier else ()

@@ -1,0 +1,108 @@
+"""The policy protocol as bytes: ``feed`` what arrived, take ``next_request``, ``encode`` the answer. No socket, no clock.
+
+Grammar (Postfix SMTPD_POLICY_README, src/util/attr_scan_plain.c)::
+
+    request   = 1*( name "=" value LF ) LF
+    name      = 1*( any octet except "=", NUL and LF )
+    value     = *( any octet except NUL and LF )         ; may hold "="
+    answer    = "action=" text LF LF
+
+``request=smtpd_access_policy`` is required. Attributes come in any order; unknown ones are ignored by whoever reads; of
+duplicates the first counts. What breaks the grammar or a limit is a :class:`ProtocolError`, after which the stream
+cannot be trusted: the server answers what came before, logs once, and disconnects.
+"""
+
+from __future__ import annotations
+
+from policyd.answer import Answer
+from policyd.errors import ProtocolError
+
+#: Octets of one request; Postfix 3.12 sends about 1 KiB.
+MAX_REQUEST = 64 * 1024
+#: Octets of one line, the LF left out.
+MAX_LINE = 8 * 1024
+#: Attributes of one request; Postfix 3.12 sends 33, its own receiver takes 1024.
+MAX_ATTRIBUTES = 256
+
+REQUEST_TYPE = "smtpd_access_policy"
+
+
+class RequestParser:
+    """Cuts a stream of bytes into requests."""
+
+    __slots__ = ("_buffer", "_scanned")
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._scanned = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take what arrived, in pieces of any size."""
+        self._buffer += data
+
+    @property
+    def pending(self) -> int:
+        """Octets received and not yet taken as a request."""
+        return len(self._buffer)
+
+    def next_request(self) -> dict[str, str] | None:
+        """The attributes of the next complete request, or ``None`` while there is none.
+
+        Text is UTF-8; octets that are not stand as ``\\xNN``, so every value can be stored and printed.
+
+        :raises ProtocolError: the bytes are no request; the parser must not be used any further.
+        """
+        buffer = self._buffer
+        end = buffer.find(b"\n\n", self._scanned)
+        if end == -1:
+            if buffer[:1] == b"\n":
+                raise ProtocolError("an empty request")
+            if len(buffer) > MAX_REQUEST:
+                raise ProtocolError(f"a request of more than {MAX_REQUEST} octets")
+            if len(buffer) - buffer.rfind(b"\n") - 1 > MAX_LINE:
+                raise ProtocolError(f"a line of more than {MAX_LINE} octets")
+            self._scanned = max(0, len(buffer) - 1)
+            return None
+        if end > MAX_REQUEST:
+            raise ProtocolError(f"a request of more than {MAX_REQUEST} octets")
+        block = bytes(buffer[:end])
+        del buffer[: end + 2]
+        self._scanned = 0
+        return parse_attributes(block)
+
+
+def parse_attributes(block: bytes) -> dict[str, str]:
+    """The attributes of one request, given without the empty line at its end.
+
+    :raises ProtocolError: it breaks the grammar or a limit.
+    """
+    if b"\0" in block:
+        raise ProtocolError("a NUL octet")
+    if block[:1] == b"\n" or not block:
+        raise ProtocolError("an empty request")
+    lines = block.split(b"\n")
+    if len(lines) > MAX_ATTRIBUTES:
+        raise ProtocolError(f"more than {MAX_ATTRIBUTES} attributes")
+    if len(block) > MAX_LINE and max(map(len, lines)) > MAX_LINE:
+        raise ProtocolError(f"a line of more than {MAX_LINE} octets")
+    try:
+        text = block.decode()
+    except UnicodeDecodeError:
+        text = block.decode("utf-8", "backslashreplace")
+    # The last of equal keys wins in dict(), so the reversed order lets the first attribute of a name count.
+    pairs = [line.split("=", 1) for line in text.split("\n")]
+    pairs.reverse()
+    try:
+        attributes = dict(pairs)
+    except ValueError:
+        raise ProtocolError("a line without '='") from None
+    if "" in attributes:
+        raise ProtocolError("an attribute without a name")
+    if attributes.get("request") != REQUEST_TYPE:
+        raise ProtocolError("no request=smtpd_access_policy")
+    return attributes
+
+
+def encode(answer: Answer) -> bytes:
+    """The bytes that carry ``answer`` to Postfix."""
+    return f"action={answer.verb} {answer.text}\n\n".encode() if answer.text else f"action={answer.verb}\n\n".encode()
