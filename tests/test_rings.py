@@ -28,6 +28,7 @@ RINGS: dict[str, tuple[str, ...]] = {
         "policyd.settings",
         "policyd.steering",
         "policyd.tiers",
+        "policyd.decision",
     ),
     "rules": ("policyd.wire", "policyd.engine", "policyd.settle", "policyd.checks"),
     "outside": ("policyd.store", "policyd.config", "policyd.decisionlog"),

@@ -1,4 +1,4 @@
-"""Compare the documents with the tree: links, paths, make targets, TOML examples, the changelog."""
+"""Compare the documents with the tree: links, paths, commands, TOML examples, the changelog."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
 MAKE = re.compile(r"\bmake ([a-z][a-z-]*)")
+POLICYCTL = r"(?:^|[^\w/.-])policyctl(?: --config [^\s]+)? ([a-z][a-z-]*)\b"
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 
 
@@ -70,6 +71,21 @@ def check_toml(text: str) -> Iterator[str]:
                 yield f"holds a TOML example that does not parse: {error}: {body.splitlines()[0]!r}"
 
 
+def check_commands(texts: dict[Path, str]) -> Iterator[str]:
+    """`policyctl NAME ...`, wherever a document says so, is a command that can be asked for its help."""
+    said: dict[str, str] = {}
+    for path, text in texts.items():
+        commands = CODE.findall(FENCE.sub("", text)) + [body for _, body in FENCE.findall(text)]
+        for name in re.findall(POLICYCTL, "\n".join(commands), re.MULTILINE):
+            said.setdefault(name, path.relative_to(ROOT).as_posix())
+    for name, where in sorted(said.items()):
+        asked = subprocess.run(
+            [sys.executable, "-m", "policyd.cli", name, "--help"], cwd=ROOT, capture_output=True, check=False
+        )
+        if asked.returncode != 0:
+            yield f"{where}: says policyctl {name}, which `policyctl {name} --help` does not know"
+
+
 def check_changelog() -> Iterator[str]:
     """What is not released yet has its place at the top."""
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
@@ -107,10 +123,9 @@ def main() -> int:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
     problems = [*check_changelog(), *check_suppressions(files)]
-    for path in files:
-        if path.suffix != ".md":
-            continue
-        text = path.read_text(encoding="utf-8")
+    texts = {path: path.read_text(encoding="utf-8") for path in files if path.suffix == ".md"}
+    problems += check_commands(texts)
+    for path, text in texts.items():
         found = [*check_links(path, text), *check_paths(text), *check_make(text, targets), *check_toml(text)]
         problems += [f"{path.relative_to(ROOT)}: {problem}" for problem in found]
     for problem in problems:

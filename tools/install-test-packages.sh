@@ -45,10 +45,13 @@ removed=$($apt --simulate --no-install-recommends install $missing | sed -n 's/^
 
 # No service may start by being installed: policy-rc.d is Debian's way to say so, put back as it was afterwards.
 policy=/usr/sbin/policy-rc.d
+aside=$policy.kept-by-policyd-tests
 kept=
-if [ -e $policy ] || [ -L $policy ]; then
-    kept=$policy.kept-by-policyd-tests
-    mv $policy $kept
+if [ -e $aside ]; then
+    kept=$aside # a run that was killed left it
+elif [ -e $policy ] && ! grep -q 'policyd tests' $policy; then
+    mv $policy $aside
+    kept=$aside
 fi
 restore() {
     rm -f $policy
@@ -56,7 +59,7 @@ restore() {
 }
 trap restore EXIT
 trap 'exit 1' HUP INT TERM
-printf '#!/bin/sh\nexit 101\n' >$policy
+printf '#!/bin/sh\n# policyd tests: install, do not start\nexit 101\n' >$policy
 chmod 755 $policy
 
 case $missing in
