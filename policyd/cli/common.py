@@ -1,0 +1,331 @@
+"""What the commands share: the session, options that mean the same everywhere, and output for people and programs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import pwd
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import click
+
+from policyd.answer import escape
+from policyd.errors import NotFound, PolicydError
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from policyd.config import Config
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Unreachable(PolicydError):
+    """The daemon does not answer; exit code 4."""
+
+
+@dataclass
+class Session:
+    """One run of policyctl: which configuration, which database, which kind of output."""
+
+    config_path: str
+    json: bool = False
+
+    @functools.cached_property
+    def config(self) -> Config:
+        """The configuration.
+
+        :raises ConfigError: it cannot be read, or has errors.
+        """
+        from policyd.checks import options_of
+        from policyd.config import load
+
+        return load(self.config_path, options_of)
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[sqlite3.Connection]:
+        """The database, for one short change.
+
+        :raises StoreError: there is none, or it is not ours to change.
+        """
+        from policyd.store.connect import open_for_admin
+
+        with open_for_admin(self.config.store.path) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The database, to read.
+
+        :raises StoreError: there is none, or it cannot be read.
+        """
+        from policyd.store.connect import open_for_reading
+
+        with open_for_reading(self.config.store.path) as connection:
+            yield connection
+
+    def show(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        columns: Sequence[str],
+        rows: Iterable[Sequence[object]],
+        empty: str,
+    ) -> None:
+        """Print a list: ``records`` as JSON for programs, else ``rows`` as a table, or the line ``empty``."""
+        if self.json:
+            self.data(records)
+        else:
+            rows = list(rows)
+            click.echo(table(columns, rows) if rows else empty)
+
+    def data(self, value: object) -> None:
+        """Print ``value`` as JSON, ASCII only, whatever the output is."""
+        click.echo(json.dumps(value, indent=2))
+
+    def done(self, record: Mapping[str, Any], *lines: str) -> None:
+        """Say what a command did: ``record`` as JSON, or ``lines``; nothing in them may be unescaped text from outside."""
+        if self.json:
+            self.data(record)
+        else:
+            for line in lines:
+                click.echo(line)
+
+    def note(self, text: str) -> None:
+        """A remark beside the output, on stderr."""
+        click.echo(click.style(f"note: {one_line(text)}", fg="yellow"), err=True)
+
+
+pass_session = click.make_pass_decorator(Session)
+
+
+# --- output ----------------------------------------------------------------------------------------------------------
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """``rows`` under ``columns``, escaped, numbers to the right; a bold head on a terminal."""
+    numeric = [True] * len(columns)
+    cells = []
+    for row in rows:
+        cells.append([escape(str(value)) for value in row])
+        for at, value in enumerate(row):
+            numeric[at] = numeric[at] and isinstance(value, int)
+    widths = [max([len(name), *(len(row[at]) for row in cells)]) for at, name in enumerate(columns)]
+    lines = []
+    for row in [list(columns), *cells]:
+        parts = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ]
+        lines.append("  ".join(parts).rstrip())
+    lines[0] = click.style(lines[0], bold=True)
+    return "\n".join(lines)
+
+
+def one_line(text: str) -> str:
+    """``text`` without line breaks and control characters, of any length."""
+    text = " ".join(text.split("\n"))
+    if text.isprintable():
+        return text
+    return "".join(ch if ch.isprintable() else ch.encode("unicode_escape").decode("ascii") for ch in text)
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """``; did you mean X?`` for the nearest of ``candidates``, or nothing."""
+    import difflib
+
+    near = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
+    return f"; did you mean {escape(near[0])}?" if near else ""
+
+
+class Times(NamedTuple):
+    """Ledger time as wall time, for display."""
+
+    #: Ledger time now, ms.
+    now: int
+    #: How far the wall clock is ahead of ledger time, ms.
+    ahead: int
+
+    @classmethod
+    def of(cls, connection: sqlite3.Connection) -> Times:
+        """The times of this database."""
+        from policyd.store.clock import ledger_now, wall
+
+        now = ledger_now(connection)
+        return cls(now, wall() - now)
+
+    def text(self, ledger: int) -> str:
+        """``2026-12-01 18:30 +0100``; empty for 0."""
+        if not ledger:
+            return ""
+        return f"{datetime.fromtimestamp((ledger + self.ahead) / 1000).astimezone():%Y-%m-%d %H:%M %z}"
+
+    def until(self, expires_at: int) -> str:
+        """When something ends, for people: rounded up to the minute, so that it is never too early."""
+        return (
+            self.text(-(-(expires_at + self.ahead) // 60_000) * 60_000 - self.ahead)
+            if expires_at
+            else "taken back"
+        )
+
+
+# --- input -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def usage_errors(param: str = "") -> Iterator[None]:
+    """A :class:`ValueError` inside is a wrong argument: exit code 2, with its text."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.UsageError(
+            f"{param}: {error}" if param else str(error), click.get_current_context()
+        ) from None
+
+
+def values_of(arguments: Sequence[str]) -> list[str]:
+    """The values of a command line, each once; ``-`` stands for the lines of stdin, without empty ones and ``#`` comments."""
+    values: list[str] = []
+    for argument in arguments:
+        if argument == "-":
+            text = click.get_binary_stream("stdin").read().decode("utf-8", "surrogateescape")
+            lines = (line.partition(" #")[0].strip() for line in text.splitlines())
+            values += [line for line in lines if line and not line.startswith("#")]
+        else:
+            values.append(argument)
+    if not values:
+        raise click.UsageError("stdin holds no value", click.get_current_context())
+    return list(dict.fromkeys(values))
+
+
+def author() -> str:
+    """Who types: the caller of sudo, else the login of this terminal, else the user of this process."""
+    name = os.environ.get("SUDO_USER", "").strip()
+    if not name:
+        try:
+            name = os.getlogin()
+        except OSError:
+            try:
+                name = pwd.getpwuid(os.getuid()).pw_name
+            except KeyError:
+                name = f"uid {os.getuid()}"
+    return escape(name, 64)
+
+
+def printable(text: str, what: str, longest: int = 500) -> str:
+    """``text`` as it may be stored; :class:`ValueError` when it is not one printable line."""
+    text = text.strip()
+    if not text.isprintable():
+        raise ValueError(f"the {what} must be one printable line")
+    if len(text) > longest:
+        raise ValueError(f"the {what} is longer than {longest} characters")
+    return text
+
+
+class Terms(NamedTuple):
+    """How a change is made: by whom, why, for how long (ms; 0: until taken back), and whether for real."""
+
+    author: str
+    reason: str
+    lasts: int
+    dry_run: bool
+
+    @property
+    def prefix(self) -> str:
+        """What a confirmation begins with."""
+        return "dry run, nothing is changed: " if self.dry_run else ""
+
+
+def steering_options(lasts: bool = True, required: bool = False) -> Callable[[F], F]:
+    """The options ``--for``, ``--until``, ``--reason`` and ``--dry-run``, handed to the command as ``terms``.
+
+    :param lasts: whether the change can end by itself (``--for``, ``--until``).
+    :param required: whether it must.
+    """
+
+    def decorate(command: F) -> F:
+        @functools.wraps(command)
+        def wrapped(
+            *args: Any,
+            reason: str,
+            dry_run: bool,
+            for_: str | None = None,
+            until: str | None = None,
+            **options: Any,
+        ) -> Any:
+            with usage_errors():
+                terms = Terms(author(), printable(reason, "reason"), _lasts(for_, until, required), dry_run)
+            return command(*args, terms=terms, **options)
+
+        wrapped = click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")(
+            wrapped
+        )
+        wrapped = click.option("--reason", metavar="TEXT", default="", help="Why; kept with the change.")(
+            wrapped
+        )
+        if lasts:
+            text = "Until then: 'tomorrow 08:00', 18:30, 2026-12-01."
+            wrapped = click.option("--until", metavar="WHEN", help=text)(wrapped)
+            wrapped = click.option("--for", "for_", metavar="TIME", help="For so long: 30m, 24h, 7d.")(
+                wrapped
+            )
+        return wrapped  # type: ignore[return-value]
+
+    return decorate
+
+
+def _lasts(for_: str | None, until: str | None, required: bool) -> int:
+    from policyd.cli.when import parse_for, parse_until
+
+    if for_ is not None and until is not None:
+        raise ValueError("--for and --until exclude each other")
+    if for_ is not None:
+        return parse_for(for_)
+    if until is not None:
+        now = datetime.now().astimezone()
+        return (parse_until(until, now) - now) // timedelta(milliseconds=1)
+    if required:
+        raise ValueError("say for how long: --for 1h, or --until 18:30")
+    return 0
+
+
+def _set_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(Session).json = True
+
+
+def json_option(command: F) -> F:
+    """``--json`` after the command means the same as before it."""
+    return click.option(
+        "--json",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_json,
+        help="JSON for programs instead of text.",
+    )(command)
+
+
+def known_user(connection: sqlite3.Connection, user: str, force: bool) -> None:
+    """
+    :raises NotFound: the account was never seen, and ``force`` is not set.
+    """
+    from policyd.store import read
+
+    if force or read.is_known(connection, user):
+        return
+    near = read.similar(connection, user)
+    hint = f"; did you mean {' or '.join(escape(name) for name in near)}?" if near else ""
+    raise NotFound(f"{escape(user)} was never seen{hint} (--force sets it anyway)")
+
+
+def canonical_user(session: Session, user: str) -> str:
+    """The account that ``user`` means; a usage error when it can be none."""
+    with usage_errors():
+        login = session.config.site.login(printable(user, "login", 320))
+        if not login or " " in login:
+            raise ValueError(f"{user!r} is no login")
+        return login
