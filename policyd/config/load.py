@@ -1,0 +1,269 @@
+"""The whole configuration: each section read, and what must agree between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from policyd.config.positions import Path
+from policyd.config.reader import key_of, keys_of, read_table, refuse_unknown
+from policyd.config.sections import NAME, SECTIONS, CheckCommon, CheckSection, Config, Listener, TierSection
+from policyd.config.source import Document, read
+from policyd.errors import ConfigError
+from policyd.match import Network, NetworkSet
+from policyd.request import Site
+from policyd.steering import network_value
+from policyd.tiers import Tier, Tiers
+
+OptionsOf = Callable[[str], type[Any]]
+TOP = ("include", *SECTIONS, "tier", "check")
+
+
+def load(path: str | os.PathLike[str], options_of: OptionsOf) -> Config:
+    """The configuration in the file ``path``.
+
+    :param options_of: the ``Options`` class of the check that ``use`` names; :class:`LookupError` when there is none.
+    :raises ConfigError: with every problem found, one line each: ``FILE:LINE: key: what is wrong; what to do``.
+    """
+    document = read(os.fspath(path))
+    # With a file missing, what refers to it would only look wrong.
+    whole = not document.problems
+    config = _Assembly(document, options_of, whole).config()
+    if config is None or document.problems:
+        raise ConfigError(document.problems)
+    return config
+
+
+class _Assembly:
+    def __init__(self, document: Document, options_of: OptionsOf, whole: bool) -> None:
+        self._document = document
+        self._options_of = options_of
+        self._whole = whole
+
+    def config(self) -> Config | None:
+        document = self._document
+        homes = {key: f"[{name}]" for name, section in SECTIONS.items() for key in keys_of(section)}
+        homes |= dict.fromkeys(keys_of(CheckCommon), "[[check]]")
+        refuse_unknown(document, (), document.data, TOP, homes)
+        sections = {name: self._section(name, section, homes) for name, section in SECTIONS.items()}
+        site = sections["site"].site() if sections["site"] else Site()
+        if sections["server"]:
+            self._agree_on_listeners(sections["server"].listen)
+        tiers = self._tiers(sections["tiers"].default if sections["tiers"] else "", site)
+        checks = self._checks(homes)
+        if document.problems:
+            return None
+        return Config(
+            document.path,
+            site,
+            sections["server"],
+            sections["store"],
+            sections["log"],
+            sections["keep"],
+            tiers,
+            checks,
+            policy_version(site, tiers, checks),
+        )
+
+    def _table(self, path: Path, value: Any, written: str) -> dict[str, Any] | None:
+        if isinstance(value, dict):
+            return value
+        self._document.complain(path, f"must be a section; write {written} on a line of its own")
+        return None
+
+    def _section(self, name: str, section: type[Any], homes: Mapping[str, str]) -> Any:
+        table = self._table((name,), self._document.data.get(name, {}), f"[{name}]")
+        if table is None:
+            return None
+        refuse_unknown(self._document, (name,), table, keys_of(section), homes)
+        return read_table(self._document, section, (name,), table)
+
+    def _agree_on_listeners(self, listeners: tuple[Listener, ...]) -> None:
+        document = self._document
+        at: Path = ("server", "listen")
+        if not listeners:
+            document.complain(at, 'is empty, so nobody could ask; write listen = ["inet:127.0.0.1:10047"]')
+        labels: dict[str, int] = {}
+        addresses: dict[str, int] = {}
+        written = document.data.get("server", {}).get("listen", [])
+        for index, listener in enumerate(listeners):
+            here = (*at, index)
+            if listener.routable and not len(listener.allow_from):
+                document.complain(
+                    here,
+                    f"{listener.address} can be reached from elsewhere; write "
+                    f'{{ address = "{listener.address}", allow_from = ["192.0.2.0/24"] }}, or listen on inet:127.0.0.1:10047',
+                )
+            given = written[index] if index < len(written) and isinstance(written[index], dict) else {}
+            for key, kinds in (
+                ("mode", {"unix"}),
+                ("group", {"unix"}),
+                ("allow_from", {"inet", "systemd", "endpoint"}),
+            ):
+                if key in given and listener.kind not in kinds:
+                    document.complain((*here, key), f"means nothing for {listener.address}; remove it")
+            any_port = listener.kind == "inet" and listener.inet[1] == 0
+            first = addresses.setdefault(listener.address, index)
+            if first != index and not any_port:
+                document.complain(
+                    here, f"{listener.address} is listed already, as listen[{first + 1}]; keep one of them"
+                )
+                continue
+            first = labels.setdefault(listener.label, index)
+            if first != index:
+                document.complain(
+                    here,
+                    f"the label {listener.label!r} is that of listen[{first + 1}] too; give another label",
+                )
+
+    def _tiers(self, default: str, site: Site) -> Tiers:
+        document = self._document
+        tables = self._table(("tier",), document.data.get("tier", {}), "[tier.NAME]") or {}
+        tiers: dict[str, Tier] = {}
+        members: dict[str, str] = {}
+        for name, value in tables.items():
+            path = ("tier", name)
+            if not NAME.fullmatch(name):
+                document.complain(path, "is no name; use small letters, digits and hyphens")
+            table = self._table(path, value, f"[tier.{name}]")
+            if table is None:
+                continue
+            refuse_unknown(document, path, table, keys_of(TierSection), {})
+            section = read_table(document, TierSection, path, table)
+            if section is None:
+                section = TierSection()
+            seen = set()
+            for limit in section.limits:
+                if (limit.unit, limit.window) in seen:
+                    document.complain(
+                        (*path, "limits"), f"a second limit for the window of '{limit}'; keep one of them"
+                    )
+                seen.add((limit.unit, limit.window))
+            own = frozenset(_account(site, member) for member in section.members)
+            for member in sorted(own):
+                if member in members:
+                    document.complain(
+                        (*path, "members"),
+                        f"{member} is a member of tier {members[member]} too; remove one of them",
+                    )
+                members[member] = name
+            tiers[name] = Tier(name, section.limits, own)
+        self._agree_on_default(default, tiers)
+        return Tiers(default, tiers)
+
+    def _agree_on_default(self, default: str, tiers: Mapping[str, Tier]) -> None:
+        document = self._document
+        named = document.data.get("tiers", {})
+        names = ", ".join(tiers) or "none; add [tier.NAME]"
+        if not self._whole or not isinstance(named, dict):
+            return
+        if "default" not in named and tiers:
+            place = document.place(("tiers",) if "tiers" in document.data else ("tier",))
+            text = f'is missing; write default = "NAME" in [tiers], one of {names}, or "" for no limits'
+            document.complain_at(place, "tiers.default", text)
+        elif default and default not in tiers:
+            document.complain(("tiers", "default"), f"there is no tier {default!r}; the tiers are {names}")
+
+    def _checks(self, homes: Mapping[str, str]) -> tuple[CheckSection, ...]:
+        document = self._document
+        tables = document.data.get("check", [])
+        if not isinstance(tables, list):
+            document.complain(("check",), "must be written with two brackets, [[check]]")
+            return ()
+        checks = []
+        places: dict[str, str] = {}
+        for index, table in enumerate(tables):
+            path = ("check", index)
+            if not isinstance(table, dict):
+                document.complain(path, "must be a table; write [[check]] on a line of its own")
+                continue
+            check = self._check(path, table, homes)
+            if check is None:
+                continue
+            if check.name in places:
+                text = f"a check of this name stands at {places[check.name]} already; give one of them another name"
+                document.complain(path, text)
+            places.setdefault(check.name, check.place)
+            checks.append(check)
+        return tuple(checks)
+
+    def _check(self, path: Path, table: dict[str, Any], homes: Mapping[str, str]) -> CheckSection | None:
+        document = self._document
+        common = read_table(document, CheckCommon, path, table)
+        use = table.get("use")
+        if not isinstance(use, str):
+            return None
+        try:
+            options_class = self._options_of(use)
+        except LookupError as error:
+            document.complain(
+                (*path, "use"), str(error.args[0]) if error.args else f"there is no check {use!r}"
+            )
+            return None
+        own, shared = keys_of(options_class), keys_of(CheckCommon)
+        refuse_unknown(
+            document, path, table, [*shared, *own], {k: v for k, v in homes.items() if k not in shared}
+        )
+        options = read_table(document, options_class, path, table)
+        if common is None or options is None:
+            return None
+        name = common.name or use
+        if not NAME.fullmatch(name):
+            document.complain(
+                path, f'{name!r} is no name; add name = "..." of small letters, digits and hyphens'
+            )
+            return None
+        given = {key: value for key, value in table.items() if key not in shared}
+        place = document.place(path)
+        return CheckSection(name, use, common.direction, common.mode, common.on_error, options, place, given)
+
+
+def _account(site: Site, member: str) -> str:
+    """The account that a member means: a login without a domain gets the default one."""
+    return member if "@" in member or member.startswith(("cert:", "client:")) else site.login(member)
+
+
+def policy_version(site: Site, tiers: Tiers, checks: Iterable[CheckSection]) -> str:
+    """Eight hex digits that change when, and only when, what decides changes."""
+    policy = {
+        "site": _normal(site),
+        "tiers": [tiers.default, {name: _normal(tier) for name, tier in tiers.all.items()}],
+        "checks": [
+            [check.name, check.use, check.direction, check.mode, check.on_error, _normal_options(check)]
+            for check in checks
+        ],
+    }
+    text = json.dumps(policy, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _normal_options(check: CheckSection) -> dict[str, Any]:
+    options = {}
+    for field in dataclasses.fields(check.options):
+        try:
+            options[field.name] = _normal(getattr(check.options, field.name))
+        except TypeError:
+            # A type of the check's own: what was written stands for it.
+            options[field.name] = repr(check.given.get(key_of(field)))
+    return options
+
+
+def _normal(value: Any) -> Any:
+    """``value`` in JSON's types, sets in order; :class:`TypeError` for a type that is not known here."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Network):
+        return network_value(value)
+    if isinstance(value, frozenset | NetworkSet):
+        return sorted((_normal(member) for member in value), key=repr)
+    if isinstance(value, tuple | list):
+        return [_normal(member) for member in value]
+    if isinstance(value, Mapping):
+        return {str(key): _normal(member) for key, member in value.items()}
+    if dataclasses.is_dataclass(value):
+        return {field.name: _normal(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    raise TypeError(f"{type(value).__name__} has no normal form")
