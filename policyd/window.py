@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left
+from collections.abc import Iterable
 
-from policyd.units import DAY, HOUR, MINUTE, SECOND
+from policyd.units import DAY, HOUR, MAX_AMOUNT, MINUTE, SECOND
 
 #: Slot widths in ms; each divides the next (from one day on they double).
 LADDER = (
@@ -98,10 +99,10 @@ class Series:
         return now
 
     def add(self, amount: int, at: int) -> None:
-        """Count ``amount`` (negative: take back) at ledger time ``at``; never below zero in a slot."""
+        """Count ``amount`` (negative: take back) at ledger time ``at``; a slot stays within 0 and 2^53."""
         slot = at // self.width
         cells = self.cells
-        cells[slot] = max(0, cells.get(slot, 0) + amount)
+        cells[slot] = min(MAX_AMOUNT, max(0, cells.get(slot, 0) + amount))
         if len(cells) > SLOTS:
             # What lies before the span of the newest slot can never be asked for again.
             oldest = max(cells) - SLOTS + 1
@@ -134,7 +135,11 @@ class Counter:
         return self.peek(slot_width(window), now).room_at(window, now, excess)
 
     def peek(self, width: int, now: int) -> Series:
-        """The series of ``width``: the one that exists, else one filled from the others; changes nothing."""
+        """The series of ``width``: the one that exists, else one filled from the others; changes nothing.
+
+        Filled again at a later ``now`` it may place an amount later, as long as the slot it comes from lasts. Only
+        :meth:`ask` settles where it stands, so a limit that refuses should ask too.
+        """
         series = self.all.get(width)
         return self._derived(width, now) if series is None else series
 
@@ -148,10 +153,18 @@ class Counter:
 
     def add(self, amount: int, at: int) -> None:
         """Count in every series, so that each stays complete, and drop those nobody asked for in their whole span."""
-        for width in [width for width, series in self.all.items() if at - series.asked > series.span]:
-            del self.all[width]
+        stale = False
         for series in self.all.values():
             series.add(amount, at)
+            stale = stale or at - series.asked > series.width * SLOTS
+        if stale:
+            self.all = {width: series for width, series in self.all.items() if at - series.asked <= series.span}
+
+    def charge(self, widths: Iterable[int], amount: int, at: int) -> None:
+        """Count, in series of ``widths`` among others."""
+        for width in widths:
+            self.ask(width, at)
+        self.add(amount, at)
 
     def expires(self, now: int) -> int:
         """The ledger time from which on nothing counted up to ``now`` can be asked for."""
@@ -162,28 +175,32 @@ class Counter:
 
         Working from the finest series to the coarsest, each contributes what lies before the part already covered.
         A coarse slot that reaches into the covered part contributes what the finer ones did not see of it. Its
-        amount is put as late as the slot allows, before the covered part and never after ``now``. Because each
-        width divides the next, what was put late stays inside the same coarser slot.
+        amount is put as late as the slot allows, before the covered part and never after ``now``: a cell of the
+        future would push real ones out of the span. Because each width divides the next, what was put late stays
+        inside the same coarser slot.
         """
         placed: list[tuple[int, int]] = []
-        covered_from = max([now] + [(slot + 1) * s.width - 1 for s in self.all.values() for slot in s.cells]) + 1
+        covered_from = (
+            max([now] + [(slot + 1) * s.width - 1 for s in self.all.values() for slot in s.cells]) + 1
+        )
         for source in sorted(self.all.values(), key=lambda series: series.width):
             if not source.cells:
                 continue
             seen: dict[int, int] = {}
             for at, amount in placed:
                 seen[at // source.width] = seen.get(at // source.width, 0) + amount
-            oldest = max(max(source.cells), now // source.width) - SLOTS + 1
+            oldest = max(*source.cells, now // source.width) - SLOTS + 1
             for slot, amount in source.cells.items():
                 start, end = slot * source.width, (slot + 1) * source.width
                 left = amount if end <= covered_from else amount - seen.get(slot, 0)
                 if slot >= oldest and start < covered_from and left > 0:
-                    placed.append((min(end, covered_from) - 1, left))
+                    latest = min(end, covered_from) - 1
+                    # A slot that begins after now was counted at a later time than now.
+                    placed.append((latest if start > now else min(latest, now), left))
             covered_from = min(covered_from, oldest * source.width)
         fresh = Series(width, now)
         for at, amount in placed:
-            slot = min(at, max(now, at - width)) // width
-            fresh.cells[slot] = fresh.cells.get(slot, 0) + amount
+            fresh.cells[at // width] = min(MAX_AMOUNT, fresh.cells.get(at // width, 0) + amount)
         if fresh.cells:
             oldest = max(fresh.cells) - SLOTS + 1
             fresh.cells = {slot: amount for slot, amount in fresh.cells.items() if slot >= oldest}
@@ -220,9 +237,18 @@ class Counter:
                 at += cells
                 amounts = struct.unpack_from(f"<{cells}{'Q' if wide else 'I'}", blob, at)
                 at += cells * (8 if wide else 4)
-                if width not in LADDER or len(slots) != cells:
+                if (
+                    width not in LADDER
+                    or len(slots) != cells
+                    or max(slots, default=0) >= SLOTS
+                    or first > MAX_AMOUNT
+                ):
                     raise ValueError("a damaged counter: no such series")
-                all_series[width] = Series(width, asked, {first + slot: n for slot, n in zip(slots, amounts, strict=True)})
+                all_series[width] = Series(
+                    width, asked, {first + slot: n for slot, n in zip(slots, amounts, strict=True)}
+                )
         except struct.error as error:
             raise ValueError(f"a damaged counter: {error}") from None
+        if at != len(blob):
+            raise ValueError("a damaged counter: more than its series")
         return cls(all_series)
