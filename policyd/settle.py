@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from json.encoder import encode_basestring as json_text
 from typing import NamedTuple, Protocol
 
 from policyd.answer import DUNNO, HOLD, REFUSE, Answer, clip, escape, make_answer
@@ -25,9 +27,7 @@ from policyd.window import Counter, slot_width
 
 #: Stands for the reference in what was never sent.
 NO_REF = "-----"
-
-to_json: Callable[[object], str] = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
-
+EMPTY = '""'
 
 class State(Protocol):
     """What one batch of operations works on."""
@@ -37,8 +37,8 @@ class State(Protocol):
     def counter(self, key: CounterKey) -> Counter:
         """The counter of ``key``, as the operations before this one left it; an empty one when there is none."""
 
-    def charge(self, key: CounterKey, amount: int, at: int) -> None:
-        """Add ``amount`` (negative: take back) at ledger time ``at`` to the counter of ``key``."""
+    def charge(self, key: CounterKey, widths: tuple[int, ...], amount: int, at: int) -> None:
+        """Add ``amount`` (negative: take back) at ledger time ``at`` to the counter of ``key``, kept in ``widths`` too."""
 
     def earlier(self, request: Request) -> Earlier | None:
         """The newest decision on the same request (listener, instance, stage, recipient at RCPT) of the last hour."""
@@ -50,10 +50,8 @@ class State(Protocol):
         """A reference that was not given out before."""
 
 
-class Test(NamedTuple):
+class Trial(NamedTuple):
     """One limit tested: what was in the window before, what the message adds, and whether it fits."""
-
-    __test__ = False
 
     limit: Limit
     #: The limit with the grants in force.
@@ -69,14 +67,36 @@ class Test(NamedTuple):
         return self.amount > self.allowed
 
 
-class Tested(NamedTuple):
-    """A quota check's tests, and the answer it gives: ``None`` when everything fits."""
+class Trials(NamedTuple):
+    """A quota check's tests, what it would count, and the answer it gives: ``None`` when everything fits."""
 
     heard: Heard
     quota: Quota
-    tests: list[Test]
-    worst: Test | None
+    trials: list[Trial]
+    charges: list[tuple[CounterKey, tuple[int, ...], int]]
+    worst: Trial | None
     answer: Answer | None
+
+
+class Counted(NamedTuple):
+    """The limits of one unit, with the slot width of each."""
+
+    unit: str
+    #: The unit as the counter names it.
+    name: str
+    limits: tuple[tuple[Limit, int], ...]
+    widths: tuple[int, ...]
+
+
+@lru_cache(maxsize=4096)
+def counted(limits: tuple[Limit, ...], external: bool) -> tuple[Counted, ...]:
+    """``limits`` by unit: what each counter has to be kept for."""
+    groups = []
+    for unit in dict.fromkeys(limit.unit for limit in limits):
+        own = tuple((limit, slot_width(limit.window)) for limit in limits if limit.unit == unit)
+        widths = tuple(dict.fromkeys(width for _, width in own))
+        groups.append(Counted(unit, unit + "/external" if external else unit, own, widths))
+    return tuple(groups)
 
 
 def settle(
@@ -97,11 +117,12 @@ def settle(
     """
     earlier = previous or (state.earlier(request) if request.instance else None)
     passed_before = earlier is not None and earlier.verdict != REFUSED
-    answer, by, reason = proposal.answer, proposal.check, proposal.reason
+    answer, by, reason, ref = proposal.answer, proposal.check, proposal.reason, None
     mark = REPEAT if earlier is not None else ""
     would: list[str] = []
-    ban = None
-    quotas: list[Heard] = []
+    banned = False
+    trials: list[Trials] = []
+    testing = forced is None and not passed_before and answer.strength != REFUSE
     for heard in proposal.heard:
         opinion = heard.opinion
         if opinion is None:
@@ -109,72 +130,60 @@ def settle(
         if opinion.standing is not None:
             judged = opinion.standing.judge(request, state.steering, now)
             if judged is not None and heard.mode == ENFORCE:
-                answer, by, reason = judged.answer, heard.check, judged.reason
-                ban = judged
+                answer, by, reason, banned = judged.answer, heard.check, judged.reason, True
                 break
-            if judged is not None:
-                opinion = judged
+            opinion = judged or opinion
         if opinion.quota is not None:
-            quotas.append(heard)
-        if heard.mode != ENFORCE and opinion.answer is not DUNNO:
+            trials.append(_try(heard, opinion.quota, request, now, state, local_time, testing))
+        elif heard.mode != ENFORCE and opinion.answer is not DUNNO:
             would.append(f"{heard.check}: {opinion.answer.verb} {fill_ref(opinion.answer.text, NO_REF)}")
 
-    tested: list[Tested] = []
-    charges: dict[CounterKey, int] = {}
     if forced is not None:
         answer, by, reason, mark = forced, DEADLINE, "answered before it was decided", LATE
-        if forced.strength != REFUSE and not passed_before:
-            charges = _charges(request, quotas, now, state)
-    elif passed_before and ban is None and earlier is not None:
-        # Asked again because the answer was lost: the same answer, nothing counted.
-        answer, by, reason = parse_action(earlier.action), earlier.by, "asked again"
+        ref = forced.text.rpartition(" ")[2] if forced.strength == REFUSE else None
+    elif passed_before and not banned and earlier is not None:
+        # Asked again because the answer was lost: the same answer, and nothing is counted.
+        detail = _detail(proposal.heard, ())
+        answer = parse_action(earlier.action)
         return Settled(
-            answer,
-            earlier.verdict,
-            by,
-            reason,
-            None,
-            "",
-            _detail(proposal.heard, tested),
-            earlier.charges,
-            mark,
+            answer, earlier.verdict, earlier.by, "asked again", None, "", detail, earlier.charges, REPEAT
         )
-    elif answer.strength != REFUSE:
-        tested = [_test(heard, request, now, state, local_time) for heard in quotas]
-        breach = next((t for t in tested if t.answer is not None and t.heard.mode == ENFORCE), None)
-        refusal = next(
-            (t for t in tested if t.heard.mode == ENFORCE and t.answer is not None and t.answer.strength == REFUSE),
-            breach,
-        )
-        if refusal is not None and refusal.answer is not None and refusal.answer.strength >= answer.strength:
-            answer, by, reason = refusal.answer, refusal.heard.check, _reason(refusal)
-        would += [
-            f"{t.heard.check}: {t.answer.verb} {fill_ref(t.answer.text, NO_REF)}"
-            for t in tested
-            if t.answer is not None and t.heard.mode != ENFORCE
-        ]
-        if answer.strength != REFUSE:
-            charges = _charges(request, quotas, now, state)
+    elif answer.strength != REFUSE and trials:
+        for trial in trials:
+            verdict = trial.answer
+            if verdict is None:
+                continue
+            if trial.heard.mode != ENFORCE:
+                would.append(f"{trial.heard.check}: {verdict.verb} {fill_ref(verdict.text, NO_REF)}")
+            elif verdict.strength > answer.strength:
+                answer, by, reason = verdict, trial.heard.check, _reason(trial)
 
-    if passed_before and answer.strength == REFUSE and earlier is not None:
-        for scope, value, unit, amount in json.loads(earlier.charges or "[]"):
-            state.charge(CounterKey(scope, value, unit), -amount, earlier.at)
-    for key, amount in charges.items():
-        state.charge(key, amount, now)
-    ref = None
+    charges: dict[CounterKey, tuple[tuple[int, ...], int]] = {}
     if answer.strength == REFUSE:
-        ref = state.next_ref()
-        answer = with_ref(answer, ref)
-    verdict = REFUSED if answer.strength == REFUSE else HELD if answer.strength == HOLD else PASSED
+        if passed_before and earlier is not None:
+            for scope, value, unit, amount in json.loads(earlier.charges or "[]"):
+                state.charge(CounterKey(scope, value, unit), (), -amount, earlier.at)
+        if ref is None:
+            ref = state.next_ref()
+            answer = with_ref(answer, ref)
+    elif not passed_before:
+        for trial in trials:
+            for key, widths, amount in trial.charges:
+                # Each counter counts once, however many checks look at it.
+                known = charges.get(key)
+                charges[key] = (widths if known is None else tuple({*known[0], *widths}), amount)
+        for key, (widths, amount) in charges.items():
+            state.charge(key, widths, amount, now)
+    strength = answer.strength
     return Settled(
         answer,
-        verdict,
+        REFUSED if strength == REFUSE else HELD if strength == HOLD else PASSED,
         by,
         reason,
         ref,
-        " | ".join(would)[:800],
-        _detail(proposal.heard, tested),
-        to_json([[*key, amount] for key, amount in charges.items()]) if charges else "",
+        " | ".join(would)[:800] if would else "",
+        _detail(proposal.heard, trials),
+        _charges_text(charges) if charges else "",
         mark,
     )
 
@@ -214,42 +223,53 @@ def _is_internal(request: Request, recipient: str, own: frozenset[str]) -> bool:
     return sender_is_own and recipient.rpartition("@")[2].lower().rstrip(".") in own
 
 
-def _key(quota: Quota, unit: str) -> CounterKey:
-    return CounterKey(quota.scope, quota.value, unit if quota.external is None else unit + "/external")
-
-
-def _test(heard: Heard, request: Request, now: int, state: State, local_time: Callable[[int], str]) -> Tested:
-    """All limits of one quota check, and its answer if one of them does not fit."""
-    assert heard.opinion is not None and heard.opinion.quota is not None
-    quota = heard.opinion.quota
+def _try(
+    heard: Heard,
+    quota: Quota,
+    request: Request,
+    now: int,
+    state: State,
+    local_time: Callable[[int], str],
+    testing: bool,
+) -> Trials:
+    """Test all limits of one quota check (with ``testing``), and say what it would count."""
+    trials: list[Trial] = []
+    charges: list[tuple[CounterKey, tuple[int, ...], int]] = []
+    worst: Trial | None = None
     amounts = _amounts(request, quota, state)
-    tests: list[Test] = []
-    worst: Test | None = None
-    for limit in quota.limits if amounts else ():
-        key = _key(quota, limit.unit)
-        used = state.counter(key).used(limit.window, now)
-        allowed = limit.amount + quota.grants.get(limit.unit, 0)
-        amount = amounts[limit.unit]
-        test = Test(limit, allowed, key, used, amount, used + amount <= allowed)
-        tests.append(test)
-        if not test.fits and amount and (worst is None or (test.alone and not worst.alone)):
-            worst = test
-    if worst is None:
-        return Tested(heard, quota, tests, None, None)
-    return Tested(heard, quota, tests, worst, _breach(quota, tests, worst, request, now, state, local_time))
+    scope, value, grants = quota.scope, quota.value, quota.grants
+    for unit, name, limits, widths in counted(quota.limits, quota.external is not None) if amounts else ():
+        amount = amounts[unit]
+        key = CounterKey(scope, value, name)
+        if quota.counts and amount:
+            charges.append((key, widths, amount))
+        if not testing:
+            continue
+        counter = state.counter(key)
+        granted = grants.get(unit, 0) if grants else 0
+        for limit, width in limits:
+            used = counter.peek(width, now).used(limit.window, now)
+            allowed = limit.amount + granted
+            trial = Trial(limit, allowed, key, used, amount, used + amount <= allowed)
+            trials.append(trial)
+            if not trial.fits and amount and (worst is None or (trial.alone and not worst.alone)):
+                worst = trial
+    answer = None
+    if worst is not None:
+        answer = _breach(quota, trials, worst, now, state, local_time)
+    return Trials(heard, quota, trials, charges, worst, answer)
 
 
 def _breach(
     quota: Quota,
-    tests: list[Test],
-    worst: Test,
-    request: Request,
+    trials: list[Trial],
+    worst: Trial,
     now: int,
     state: State,
     local_time: Callable[[int], str],
 ) -> Answer | None:
     if quota.on_breach == "hold" and not worst.alone:
-        if all(test.used + test.amount <= 2 * test.allowed for test in tests):
+        if all(trial.used + trial.amount <= 2 * trial.allowed for trial in trials):
             return make_answer("HOLD", "sending limit reached") if quota.counts else None
     counter = state.counter(worst.key)
     room_at = counter.room_at(worst.limit.window, now, worst.used + worst.amount - worst.allowed)
@@ -272,9 +292,10 @@ def _breach(
     return make_answer("450", "4.7.1 " + clip(text))
 
 
-def _reason(tested: Tested) -> str:
-    worst = tested.worst
-    assert worst is not None
+def _reason(tried: Trials) -> str:
+    worst = tried.worst
+    if worst is None:
+        return ""
     what = "more than the whole limit" if worst.alone else "limit reached"
     return (
         f"{what}: {worst.used}+{worst.amount} of {worst.allowed} {worst.limit.unit}"
@@ -282,40 +303,34 @@ def _reason(tested: Tested) -> str:
     )
 
 
-def _charges(request: Request, quotas: Sequence[Heard], now: int, state: State) -> dict[CounterKey, int]:
-    """What the request adds to which counter: each counter once, however many limits look at it."""
-    charges: dict[CounterKey, int] = {}
-    for heard in quotas:
-        quota = heard.opinion.quota if heard.opinion is not None else None
-        if quota is None or not quota.counts:
-            continue
-        amounts = _amounts(request, quota, state)
-        for limit in quota.limits if amounts else ():
-            if amounts[limit.unit]:
-                key = _key(quota, limit.unit)
-                state.counter(key).ask(slot_width(limit.window), now)
-                charges[key] = amounts[limit.unit]
-    return charges
+def _charges_text(charges: dict[CounterKey, tuple[tuple[int, ...], int]]) -> str:
+    """JSON: ``[[scope, value, unit, amount], ...]``."""
+    parts = [f'["{key.scope}",{json_text(key.value)},"{key.unit}",{amount}]' for key, (_, amount) in charges.items()]
+    return "[" + ",".join(parts) + "]"
 
 
-def _detail(heard: Sequence[Heard], tested: Sequence[Tested]) -> str:
-    """The JSON that ``policyctl explain`` reads: each check's opinion and time, each limit's numbers."""
+def _detail(heard: Sequence[Heard], tried: Sequence[Trials]) -> str:
+    """The JSON that ``policyctl explain`` reads: each check's opinion and time, each limit's numbers.
+
+    Put together by hand: it is made for each decision, and only few of its parts can need escaping.
+    """
     checks = []
-    for h in heard:
-        opinion = h.opinion
-        if h.error:
-            checks.append((h.check, h.mode, "failed", h.micros, h.error[:200]))
+    for name, mode, opinion, micros, error in heard:
+        if error:
+            outcome, reason = "failed", error[:200]
         elif opinion is None:
-            checks.append((h.check, h.mode, "-", h.micros, ""))
+            outcome, reason = "-", ""
         else:
             outcome = "final" if opinion.final else "limits" if opinion.quota is not None else opinion.answer.verb
-            checks.append((h.check, h.mode, outcome, h.micros, opinion.reason))
+            reason = opinion.reason
+        checks.append(f'["{name}","{mode}","{outcome}",{micros},{json_text(reason) if reason else EMPTY}]')
     limits = [
-        (t.heard.check, x.key.scope, x.key.value, x.key.unit, x.limit.window, x.allowed, x.used, x.amount, int(x.fits))
-        for t in tested
-        for x in t.tests
+        f'["{t.heard.check}","{key.scope}",{json_text(key.value)},"{key.unit}",'
+        f"{limit.window},{allowed},{used},{amount},{fits:d}]"
+        for t in tried
+        for limit, allowed, key, used, amount, fits in t.trials
     ]
-    return to_json({"checks": checks, "limits": limits})
+    return f'{{"checks":[{",".join(checks)}],"limits":[{",".join(limits)}]}}'
 
 
 def fill_ref(text: str, ref: str) -> str:

@@ -26,7 +26,7 @@ import click
 
 from policyd import __version__
 from policyd.cli.common import Session, Unreachable, did_you_mean, one_line
-from policyd.errors import ConfigError, NotFound, PolicydError, UserError
+from policyd.errors import NotFound, PolicydError, UserError
 
 DEFAULT_CONFIG = "/etc/policyd/policyd.toml"
 
@@ -236,10 +236,8 @@ class Policyctl(LazyGroup):
             _end(error.exit_code, error.format_message())
         except click.Abort:
             _end(FAILURE, "aborted")
-        except ConfigError as error:
-            _end(FAILURE, *error.problems)
         except PolicydError as error:
-            _end(exit_code_of(error), str(error))
+            _end(exit_code_of(error), *str(error).split("\n"))
         except OSError as error:
             place = f"{error.filename}: " if error.filename is not None else ""
             _end(FAILURE, f"{place}{error.strerror or error}")

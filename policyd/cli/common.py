@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import pwd
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -192,7 +193,7 @@ def values_of(arguments: Sequence[str]) -> list[str]:
     values: list[str] = []
     for argument in arguments:
         if argument == "-":
-            text = click.get_binary_stream("stdin").read().decode("utf-8", "surrogateescape")
+            text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
             lines = (line.partition(" #")[0].strip() for line in text.splitlines())
             values += [line for line in lines if line and not line.startswith("#")]
         else:
@@ -309,23 +310,30 @@ def json_option(command: F) -> F:
     )(command)
 
 
-def known_user(connection: sqlite3.Connection, user: str, force: bool) -> None:
+def known_user(
+    connection: sqlite3.Connection, user: str, force: bool, anyway: str = " (--force sets it anyway)"
+) -> None:
     """
-    :raises NotFound: the account was never seen, and ``force`` is not set.
+    :raises NotFound: the account was never seen, and ``force`` is not set; ``anyway`` says what to do then.
     """
     from policyd.store import read
 
     if force or read.is_known(connection, user):
         return
-    near = read.similar(connection, user)
-    hint = f"; did you mean {' or '.join(escape(name) for name in near)}?" if near else ""
-    raise NotFound(f"{escape(user)} was never seen{hint} (--force sets it anyway)")
+    near = " or ".join(escape(name) for name in read.similar(connection, user))
+    hint = f"; did you mean {near}?" if near else ""
+    raise NotFound(f"{escape(user)} was never seen{hint}{anyway}")
+
+
+def login(session: Session, name: str) -> str:
+    """The account that ``name`` means on this site; :class:`ValueError` when it can be none."""
+    account = session.config.site.login(printable(name, "login", 320))
+    if not account or " " in account:
+        raise ValueError(f"{name!r} is no login")
+    return account
 
 
 def canonical_user(session: Session, user: str) -> str:
-    """The account that ``user`` means; a usage error when it can be none."""
+    """:func:`login`, where a wrong name is a usage error."""
     with usage_errors():
-        login = session.config.site.login(printable(user, "login", 320))
-        if not login or " " in login:
-            raise ValueError(f"{user!r} is no login")
-        return login
+        return login(session, user)

@@ -9,7 +9,6 @@ from policyd.units import DAY, parse_duration
 
 #: Nothing is set for longer than this, ms.
 LONGEST = 36_525 * DAY
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _DURATION = re.compile(r"(?:\d+(?:ms|[smhdw]))+", re.ASCII)
 _MOMENT = re.compile(
@@ -68,17 +67,6 @@ def parse_until(text: str, now: datetime) -> datetime:
         raise ValueError(f"{text!r} is more than 100 years away")
     if moment <= now:
         raise ValueError(f"{text!r} is in the past: it is {now.astimezone(zone):%Y-%m-%d %H:%M}")
-    return moment
-
-
-def parse_moment(text: str) -> datetime:
-    """An exact time with its zone (ISO 8601), as dump writes it; :class:`ValueError` otherwise."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is no time; write 2026-12-01T18:30:00+01:00") from None
-    if moment.tzinfo is None:
-        raise ValueError(f"{text!r} has no time zone; write 2026-12-01T18:30:00+01:00")
     return moment
 
 

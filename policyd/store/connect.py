@@ -50,7 +50,8 @@ def open_for_daemon(path: str, durability: str = "full") -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
     try:
         connection.execute(f"PRAGMA busy_timeout = {DAEMON_BUSY}")
-        connection.execute("PRAGMA trusted_schema = OFF")
+        if fresh:
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
             raise StoreRefused(f"{path}: this file system cannot hold a database in WAL mode; use a local disk")

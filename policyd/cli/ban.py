@@ -1,0 +1,104 @@
+"""``policyctl ban``, ``unban``, ``bans``: who is refused from the next request on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from policyd.answer import escape
+from policyd.cli import entries
+from policyd.cli.common import Session, Terms, json_option, known_user, pass_session, steering_options
+from policyd.errors import UserError
+from policyd.steering import BAN_KINDS, client_network
+
+if TYPE_CHECKING:
+    import sqlite3
+
+
+@click.command()
+@entries.kind_argument(BAN_KINDS)
+@entries.values_argument
+@click.option("--force", is_flag=True, help="Also a login that was never seen.")
+@steering_options()
+@json_option
+@pass_session
+def add_ban(session: Session, kind: str, values: tuple[str, ...], force: bool, terms: Terms) -> None:
+    """Refuse VALUE from the next request on, also within sessions that are open.
+
+    \b
+    policyctl ban user alice@example.org --for 24h --reason 'phished, ticket 4711'
+    policyctl ban sender news@example.net
+    policyctl ban domain example.net         the domain and all below it; .example.net: below it only
+    policyctl ban client 192.0.2.0/24        an address, a network or a host name
+    policyctl ban client -                   a list on stdin, one a line
+
+    Without --for or --until it holds until 'policyctl unban KIND VALUE'. A ban that is set again is replaced.
+    """
+
+    def objection(connection: sqlite3.Connection, value: str) -> None:
+        _refuse_never(session, kind, value)
+        if kind == "user":
+            known_user(connection, value, force)
+
+    entries.add(session, "ban", kind, values, terms, objection)
+    entries.warn_without(session, "bans", "ban")
+
+
+@click.command()
+@entries.kind_argument(BAN_KINDS)
+@entries.values_argument
+@steering_options(lasts=False)
+@json_option
+@pass_session
+def remove_ban(session: Session, kind: str, values: tuple[str, ...], terms: Terms) -> None:
+    """Lift the ban on VALUE; '-' reads a list from stdin."""
+    entries.remove(session, "ban", kind, values, terms)
+
+
+@click.command()
+@entries.kind_argument(BAN_KINDS, required=False)
+@json_option
+@pass_session
+def list_bans(session: Session, kind: str | None) -> None:
+    """List the bans in force, of one kind or all."""
+    entries.listing(session, "ban", kind)
+
+
+@click.command()
+@entries.kind_argument(BAN_KINDS)
+@entries.values_argument
+@json_option
+@pass_session
+def show_ban(session: Session, kind: str, values: tuple[str, ...]) -> None:
+    """Show the ban on VALUE."""
+    entries.listing(session, "ban", kind, values)
+
+
+def never_bans(session: Session, kind: str, value: str) -> str:
+    """The entry of a bans check's never list for which a ban on ``value`` would not hold; ``""`` when there is none."""
+    from policyd.match import domain_of
+
+    for check in session.config.checks:
+        if check.use != "bans":
+            continue
+        for never in check.options.never:
+            kept, asked = client_network(never), client_network(value)
+            if kind == "client":
+                # Like with like; a network around the kept one may be banned, and spares it.
+                if kept is not None and asked is not None and kept.version == asked.version:
+                    if asked.subnet_of(kept):  # type: ignore[arg-type]
+                        return str(never)
+            elif never in (value, domain_of(value)):
+                return str(never)
+    return ""
+
+
+def _refuse_never(session: Session, kind: str, value: str) -> None:
+    never = never_bans(session, kind, value)
+    if never:
+        by = "" if never == value else f" by {escape(never)}"
+        raise UserError(
+            f"{kind} {entries.shown(value)} is covered{by} in the never list of the check 'bans', so a ban would not hold; "
+            f"take it out of {session.config_path} first"
+        )

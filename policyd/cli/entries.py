@@ -1,0 +1,160 @@
+"""What ban and allow have in common: a table of kinds and values with reason, author and end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from policyd.answer import escape
+from policyd.cli.common import (
+    Session,
+    Terms,
+    Times,
+    canonical_user,
+    did_you_mean,
+    usage_errors,
+    values_of,
+)
+from policyd.errors import NotFound
+from policyd.steering import Entry, canonical_value
+
+F = TypeVar("F", bound=Callable[..., Any])
+_COLUMNS = ("kind", "value", "until", "author", "set", "reason")
+
+
+def canonical(session: Session, kind: str, value: str) -> str:
+    """The form in which ``value`` is kept; a usage error when it can be none of its kind."""
+    if kind == "user":
+        return canonical_user(session, value)
+    with usage_errors():
+        return canonical_value(kind, value)
+
+
+def shown(value: str) -> str:
+    """A value for people; the null sender is ``<>``."""
+    return escape(value) or "<>"
+
+
+def add(
+    session: Session,
+    table: str,
+    kind: str,
+    arguments: Sequence[str],
+    terms: Terms,
+    objection: Callable[[Any, str], None],
+) -> None:
+    """Set an entry for each value, all or none.
+
+    :param objection: raises when the value (second) must not be set in this database (first).
+    """
+    from policyd.store import admin, dump
+
+    values = list(dict.fromkeys(canonical(session, kind, value) for value in values_of(arguments)))
+    verb = "banned" if table == "ban" else "allowed"
+    records, lines = [], []
+    with session.changing() as connection:
+        for value in values:
+            objection(connection, value)
+        with admin.change(connection, terms.author, terms.reason, terms.dry_run) as change:
+            times = Times.of(connection)
+            for value in values:
+                expires = change.expires(terms.lasts)
+                entry = Entry(kind, value, terms.reason, terms.author, change.now, expires)
+                before = change.put(table, entry)
+                until = f"until {times.until(expires)}"
+                change.record(f"{table} {kind}", value or "<>", until)
+                records.append(dump.record(table, entry, times.ahead))
+                instead = (
+                    f" (before: until {times.until(before.expires_at)}, by {escape(before.author)})"
+                    if before
+                    else ""
+                )
+                lines.append(f"{terms.prefix}{verb} {kind} {shown(value)}, {until}{instead}")
+    session.done({"dry_run": terms.dry_run, "set": records}, *lines)
+
+
+def remove(session: Session, table: str, kind: str, arguments: Sequence[str], terms: Terms) -> None:
+    """Take the entries of all values back, or of none when one of them has none."""
+    from policyd.store import admin, dump
+
+    values = list(dict.fromkeys(canonical(session, kind, value) for value in values_of(arguments)))
+    verb = "no longer banned" if table == "ban" else "no longer allowed"
+    records, lines = [], []
+    with (
+        session.changing() as connection,
+        admin.change(connection, terms.author, terms.reason, terms.dry_run) as change,
+    ):
+        times = Times.of(connection)
+        for value in values:
+            entry = change.drop(table, kind, value)
+            if entry is None:
+                there = [row for row in admin.rows(connection, table, change.now) if row.kind == kind]
+                raise NotFound(_missing(session, table, kind, value, [row.value for row in there]))
+            change.record(f"un{table} {kind}", value or "<>", f"was until {times.until(entry.expires_at)}")
+            records.append(dump.record(table, entry, times.ahead))
+            lines.append(f"{terms.prefix}{verb}: {kind} {shown(value)}")
+    session.done({"dry_run": terms.dry_run, "removed": records}, *lines)
+
+
+def listing(session: Session, table: str, kind: str | None, values: Sequence[str] = ()) -> None:
+    """Print the entries in force: all, of one kind, or of one kind and these values."""
+    from policyd.store import admin, dump
+
+    wanted = [canonical(session, kind, value) for value in values] if kind else []
+    with session.reading() as connection:
+        times = Times.of(connection)
+        entries = admin.rows(connection, table, times.now)
+    if kind:
+        entries = [entry for entry in entries if entry.kind == kind]
+    for value in wanted:
+        if value not in (there := [entry.value for entry in entries]):
+            raise NotFound(_missing(session, table, str(kind), value, there))
+    if wanted:
+        entries = [entry for entry in entries if entry.value in wanted]
+    session.show(
+        [dump.record(table, entry, times.ahead) for entry in entries],
+        _COLUMNS,
+        [
+            (
+                entry.kind,
+                entry.value or "<>",
+                times.until(entry.expires_at),
+                entry.author,
+                times.text(entry.created_at),
+                entry.reason,
+            )
+            for entry in entries
+        ],
+        "nothing is banned" if table == "ban" else "nothing is allowed beyond the configuration",
+    )
+
+
+def warn_without(session: Session, use: str, table: str) -> None:
+    """Remark that no check of the configuration asks for these entries."""
+    modes = {check.mode for check in session.config.checks if check.use == use}
+    if not modes:
+        session.note(
+            f"{session.config_path} has no check 'use = \"{use}\"': no {table} has an effect until it has one"
+        )
+    elif "enforce" not in modes:
+        session.note(
+            f"the check '{use}' is in mode {modes.pop()}: no {table} has an effect until it is in enforce"
+        )
+
+
+def _missing(session: Session, table: str, kind: str, value: str, there: list[str]) -> str:
+    noun = "banned" if table == "ban" else "allowed"
+    near = did_you_mean(value, there) or f"; policyctl {table}s lists what is"
+    return f"{kind} {shown(value)} is not {noun}{near}"
+
+
+def kind_argument(kinds: Sequence[str], required: bool = True) -> Callable[[F], F]:
+    """The argument KIND."""
+    return click.argument("kind", type=click.Choice(list(kinds)), metavar="|".join(kinds), required=required)
+
+
+def values_argument(command: F) -> F:
+    """The argument VALUE: one or several; ``-`` reads them from stdin, one a line."""
+    return click.argument("values", nargs=-1, required=True, metavar="VALUE...")(command)

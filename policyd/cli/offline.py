@@ -1,0 +1,197 @@
+"""Decides a request here, as the daemon would at this moment: its engine, its settle, its ledger; nothing is written."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from policyd.decision import Decision, Operation
+from policyd.engine import Engine, Rule, effective_mode
+from policyd.errors import UserError
+from policyd.opinion import OFF, CounterKey, Quota
+from policyd.request import END_OF_MESSAGE, Request
+from policyd.settle import NO_REF, settle
+from policyd.steering import EVERY_CHECK, Steering
+from policyd.store import read
+from policyd.store.clock import LedgerClock, stored_base
+from policyd.store.ledger import Ledger
+from policyd.units import Limit
+
+if TYPE_CHECKING:
+    from policyd.config import Config
+
+T = TypeVar("T")
+
+
+class Usage(NamedTuple):
+    """One limit of one check, and how far it is used."""
+
+    check: str
+    mode: str
+    scope: str
+    value: str
+    #: The unit as it is counted: ``recipients/external``.
+    counted: str
+    limit: Limit
+    #: The limit with the grants in force.
+    allowed: int
+    used: int
+    #: Ledger time (ms) when one more fits: now, if it does; 0: never.
+    fits_at: int
+    #: When the next part returns, and when all has; 0: nothing is used.
+    returns_from: int
+    all_back: int
+
+    @property
+    def room(self) -> int:
+        """What still fits."""
+        return max(0, self.allowed - self.used)
+
+
+class Offline:
+    """The policy of the configuration over what the database holds now."""
+
+    def __init__(self, config: Config, connection: sqlite3.Connection) -> None:
+        from policyd.service import build_engine
+
+        self.config = config
+        self.connection = connection
+        self.engine: Engine = build_engine(config)
+        self._failure = ""
+        self._ledger = Ledger(
+            connection, LedgerClock(stored_base(connection)), settle, time.perf_counter_ns, self._failed
+        )
+        self.now = self._ledger.clock.now()
+
+    def _failed(self, operation: Operation, error: Exception) -> None:
+        self._failure = f"{type(error).__name__}: {error}"
+
+    @property
+    def steering(self) -> Steering:
+        """The steering data in force."""
+        return self._ledger.steering
+
+    def decide(self, request: Request) -> Decision:
+        """The decision that the daemon would make now. Its reference is not given out.
+
+        :raises UserError: the decision failed.
+        """
+        received = time.perf_counter_ns()
+        proposal = finished(self.engine.consult(request, self.now, self.steering))
+        operation = Operation(request, proposal, received, lambda _operation, _decision: None)
+        # Reads and decides, and leaves the writing to the caller, who does not.
+        (decision,) = self._ledger.run_in_memory([operation]).decisions
+        if decision is None:
+            raise UserError(f"the decision failed: {self._failure}")
+        settled = decision.settled
+        if settled.ref:
+            text = settled.answer.text.replace(settled.ref, NO_REF)
+            settled = settled._replace(answer=settled.answer._replace(text=text), ref=None)
+        return decision._replace(settled=settled._replace(mark=settled.mark.replace("memory", "").strip()))
+
+    def mode(self, rule: Rule) -> str:
+        """The mode in which the rule runs now."""
+        return effective_mode(rule, self.steering.mode_of(EVERY_CHECK, self.now), self.steering, self.now)
+
+    def usage(self, request: Request) -> list[Usage]:
+        """Every limit that ``request`` would be tested against, in the order of the configuration."""
+        found = []
+        for rule in self.engine.chain(request.direction, END_OF_MESSAGE):
+            mode = self.mode(rule)
+            if mode == OFF:
+                continue
+            opinion = finished(rule.check.check(request, self.now, self.steering))
+            if opinion is not None and opinion.quota is not None:
+                found += [self._used(rule.name, mode, opinion.quota, limit) for limit in opinion.quota.limits]
+        return found
+
+    def _used(self, check: str, mode: str, quota: Quota, limit: Limit) -> Usage:
+        counted = limit.unit if quota.external is None else f"{limit.unit}/external"
+        counter = read.counter(self.connection, CounterKey(quota.scope, quota.value, counted))
+        used = counter.used(limit.window, self.now)
+        allowed = limit.amount + quota.grants.get(limit.unit, 0)
+
+        def room_at(excess: int) -> int:
+            return counter.room_at(limit.window, self.now, excess)
+
+        return Usage(
+            check,
+            mode,
+            quota.scope,
+            quota.value,
+            counted,
+            limit,
+            allowed,
+            used,
+            room_at(used + 1 - allowed) if allowed > 0 else 0,
+            room_at(1) if used else 0,
+            room_at(used) if used else 0,
+        )
+
+    def typical(self, account: str, stage: str = END_OF_MESSAGE) -> tuple[Request, read.Logged | None]:
+        """A small message of ``account``, sent as its last one was, and the decision on that."""
+        rows = read.decisions(self.connection, read.Wanted(user=account), 20)
+        last = next((row for row in rows if row.sender), rows[0] if rows else None)
+        attributes = {
+            "protocol_state": stage,
+            "sender": last.sender if last is not None else account if "@" in account else "",
+            "client_address": last.client if last is not None else "",
+            "client_name": last.client_name if last is not None else "",
+            "helo_name": last.helo if last is not None else "",
+            "policy_context": last.context if last is not None else "",
+            "recipient_count": "1",
+            "size": "1000",
+            "sasl_method": "plain",
+            "sasl_username": account,
+        }
+        request = self.config.site.request(
+            attributes, last.listener if last is not None else "", "submission"
+        )
+        # Accounts that are no logins (cert:, client:) go by no attribute of a single name.
+        return request._replace(account=account), rows[0] if rows else None
+
+
+def finished(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine, whether or not a loop runs in this thread."""
+    import asyncio
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
+
+
+def logged(decision: Decision) -> read.Logged:
+    """The decision as the row that it would be."""
+    request, settled = decision.request, decision.settled
+    return read.Logged(
+        decision.id,
+        decision.at,
+        decision.wall_at,
+        request.stage,
+        request.direction,
+        request.listener,
+        request.policy_context,
+        request.instance,
+        request.queue_id,
+        request.account,
+        request.client_address,
+        request.client_name,
+        request.helo_name,
+        request.sender,
+        request.recipient,
+        request.recipient_count,
+        request.size,
+        str(settled.answer),
+        settled.verdict,
+        settled.by,
+        settled.reason,
+        settled.ref,
+        settled.would,
+        settled.detail,
+        settled.charges,
+        decision.policy,
+        decision.micros,
+        settled.mark,
+    )

@@ -1,0 +1,253 @@
+"""``policyctl quota show`` and ``quota top``: what is used of which limit, and when room returns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from policyd.answer import escape
+from policyd.cli.common import Session, Times, json_option, pass_session, table, usage_errors
+from policyd.cli.log import account_of, iso
+from policyd.errors import NotFound
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from policyd.cli.offline import Offline, Usage
+    from policyd.steering import Steering
+
+#: Whose counters can be ranked: the scopes of the quota check.
+SCOPES = (
+    "user",
+    "user-domain",
+    "sender",
+    "sender-domain",
+    "client",
+    "client:mx",
+    "client:submission",
+    "server",
+)
+
+
+def must_be_known(connection: sqlite3.Connection, session: Session, account: str) -> None:
+    """
+    :raises NotFound: the account was never seen, and no tier names it.
+    """
+    from policyd.store import read
+
+    named = {member for tier in session.config.tiers.all.values() for member in tier.members}
+    if account in named or read.is_known(connection, account):
+        return
+    near = read.similar(connection, account) or [name for name in named if name.startswith(account[:3])][:1]
+    hint = f"; did you mean {' or '.join(escape(name) for name in near)}?" if near else ""
+    raise NotFound(
+        f"{escape(account)} was never seen{hint or '; Postfix has not asked about it, and nothing was set for it'}"
+    )
+
+
+def amount(unit: str, value: int) -> str:
+    """An amount for people: bytes as a size."""
+    from policyd.units import format_size
+
+    return format_size(value) if unit.startswith("bytes") else str(value)
+
+
+def usage_record(usage: Usage, times: Times) -> dict[str, Any]:
+    """One limit for programs."""
+    return {
+        "check": usage.check,
+        "mode": usage.mode,
+        "scope": usage.scope,
+        "value": usage.value,
+        "unit": usage.limit.unit,
+        "external_only": usage.counted.endswith("/external"),
+        "window_ms": usage.limit.window,
+        "limit": usage.limit.amount,
+        "granted": usage.allowed - usage.limit.amount,
+        "allowed": usage.allowed,
+        "used": usage.used,
+        "room": usage.room,
+        "fits_at": iso(usage.fits_at + times.ahead) if usage.fits_at else None,
+        "returns_from": iso(usage.returns_from + times.ahead) if usage.returns_from else None,
+        "all_back": iso(usage.all_back + times.ahead) if usage.all_back else None,
+    }
+
+
+def usage_table(usages: list[Usage], times: Times) -> str:
+    """Limits for people."""
+    from policyd.units import format_duration
+
+    rows = []
+    for usage in usages:
+        unit = usage.limit.unit
+        rows.append(
+            (
+                usage.check if usage.mode == "enforce" else f"{usage.check} ({usage.mode})",
+                usage.scope if usage.value in (usage.scope, "server") else f"{usage.scope} {usage.value}",
+                f"{unit} per {format_duration(usage.limit.window)}",
+                amount(unit, usage.used),
+                amount(unit, usage.limit.amount)
+                + (
+                    f" + {amount(unit, usage.allowed - usage.limit.amount)}"
+                    if usage.allowed != usage.limit.amount
+                    else ""
+                ),
+                amount(unit, usage.room),
+                _clock(usage.returns_from if usage.room else usage.fits_at or usage.all_back, times),
+                _clock(usage.all_back, times),
+            )
+        )
+    return table(["check", "per", "what", "used", "limit", "room", "more room at", "all back at"], rows)
+
+
+def _clock(ledger: int, times: Times) -> str:
+    """A moment for people, never too early; empty for 0."""
+    from policyd.store.clock import local_time
+
+    return local_time(ledger + times.ahead, times.now + times.ahead) if ledger else ""
+
+
+@click.command("show")
+@click.argument("user")
+@json_option
+@pass_session
+def quota_show(session: Session, user: str) -> None:
+    """Used, limit, room and when it returns, for each limit that a message of USER is tested against.
+
+    "more room at" is when the next part of what is used leaves the window (with no room: when one more fits), "all back
+    at" when all of it has.
+    """
+    from policyd.cli.offline import Offline
+
+    account = account_of(session, user)
+    with session.reading() as connection:
+        must_be_known(connection, session, account)
+        offline = Offline(session.config, connection)
+        request, _ = offline.typical(account)
+        usages = offline.usage(request)
+        times = Times(offline.now, Times.of(connection).ahead)
+        tier = session.config.tiers.name_of(account)
+        own, grants = steered(offline, account)
+    if session.json:
+        session.data(
+            {
+                "user": account,
+                "tier": tier or None,
+                "limits": [usage_record(usage, times) for usage in usages],
+                "own_limits": [
+                    {**row, "expires_at": iso(row["expires_at"] + times.ahead) if row["expires_at"] else None}
+                    for row in own
+                ],
+                "grants": [{**row, "expires_at": iso(row["expires_at"] + times.ahead)} for row in grants],
+            }
+        )
+        return
+    click.echo(f"{escape(account)}, tier {escape(tier) if tier else '-'}")
+    click.echo(usage_table(usages, times) if usages else "no limit holds for this account")
+    for text_line in steered_lines(own, grants, times):
+        click.echo(text_line)
+
+
+def steered(offline: Offline, account: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The account's own limits and grants that are in force."""
+    steering: Steering = offline.steering
+    now = offline.now
+    own = [
+        {name: value for name, value in row._asdict().items() if name != "created_at"}
+        for row in steering.user_limits.get(account, {}).values()
+        if not row.expires_at or now < row.expires_at
+    ]
+    grants = [
+        {name: value for name, value in row._asdict().items() if name != "created_at"}
+        for row in steering.grants_of.get(account, {}).values()
+        if not row.expires_at or now < row.expires_at
+    ]
+    return own, grants
+
+
+def steered_lines(own: list[dict[str, Any]], grants: list[dict[str, Any]], times: Times) -> list[str]:
+    """Own limits and grants for people."""
+    from policyd.units import Limit, format_duration
+
+    lines = []
+    for row in own:
+        if row["amount"] < 0:
+            what = f"no limit of {row['unit']} per {format_duration(row['window'])}"
+        else:
+            what = str(Limit(row["amount"], row["unit"], row["window"]))
+        lines.append(f"own limit: {what}{_circumstances(row, times)}")
+    lines += [
+        f"granted: {amount(row['unit'], row['amount'])} {'' if row['unit'] == 'bytes' else row['unit'] + ' '}more"
+        f" in every window{_circumstances(row, times)}"
+        for row in grants
+    ]
+    return lines
+
+
+def _circumstances(row: dict[str, Any], times: Times) -> str:
+    text = f", until {times.until(row['expires_at'])}" if row["expires_at"] else ""
+    text += f", by {escape(row['author'])}" if row["author"] else ""
+    return text + (f": {escape(row['reason'])}" if row["reason"] else "")
+
+
+@click.command("top")
+@click.option(
+    "--per", "scope", type=click.Choice(SCOPES), default="user", show_default=True, help="Whose counters."
+)
+@click.option(
+    "--unit",
+    type=click.Choice(("messages", "recipients", "bytes")),
+    default="recipients",
+    show_default=True,
+    help="What is counted.",
+)
+@click.option(
+    "--window", metavar="TIME", default="1d", show_default=True, help="Up to now, of that length: 1h, 7d."
+)
+@click.option("-n", "--limit", type=click.IntRange(1), default=20, show_default=True, help="So many.")
+@json_option
+@pass_session
+def quota_top(session: Session, scope: str, unit: str, window: str, limit: int) -> None:
+    """Who used the most in the window. What was counted with and without internal mail stands side by side."""
+    import heapq
+
+    from policyd.store import read
+    from policyd.units import parse_window
+
+    with usage_errors("--window"):
+        length = parse_window(window)
+    found: dict[str, list[int | None]] = {}
+    with session.reading() as connection:
+        times = Times.of(connection)
+        with read.snapshot(connection):
+            for at, suffix in enumerate(("/external", "")):
+                for value, counter in read.counters(connection, scope, unit + suffix):
+                    used = counter.used(length, times.now)
+                    if used:
+                        found.setdefault(value, [None, None])[at] = used
+    most = heapq.nsmallest(limit, found.items(), key=lambda item: (-max(filter(None, item[1])), item[0]))
+    records = [
+        {
+            "scope": scope,
+            "value": value,
+            "unit": unit,
+            "window_ms": length,
+            "external": used[0],
+            "all": used[1],
+        }
+        for value, used in most
+    ]
+    columns = [at for at in (0, 1) if any(used[at] is not None for _, used in most)]
+    rows = [
+        (
+            value,
+            *(
+                amount(unit, number) if unit == "bytes" else number
+                for number in ([used[at] or 0 for at in columns])
+            ),
+        )
+        for value, used in most
+    ]
+    heads = [(f"{unit} to outside", f"{unit}, all")[at] for at in columns]
+    session.show(records, [scope, *heads], rows, f"nothing was counted per {scope} in the last {window}")

@@ -1,0 +1,264 @@
+"""``policyctl why``: can this account send now; if not, what stands in the way, until when, and what helps."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from policyd.answer import escape
+from policyd.cli.common import Session, Times, json_option, pass_session
+from policyd.cli.log import account_of, iso, stamp
+from policyd.request import END_OF_MESSAGE, RCPT, Request
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from policyd.cli.offline import Offline, Usage
+    from policyd.steering import Entry
+    from policyd.store.read import Logged
+
+
+@click.command()
+@click.argument("user")
+@json_option
+@pass_session
+def why(session: Session, user: str) -> None:
+    """Can this account send now? If not: which rule, the numbers, when it can, and the command that helps.
+
+    Decides a small message as the daemon would, sent from where the account's last one came from.
+    """
+    from policyd.cli.offline import Offline
+    from policyd.cli.quota_show import must_be_known
+    from policyd.store import locks
+
+    account = account_of(session, user)
+    with session.reading() as connection:
+        must_be_known(connection, session, account)
+        offline = Offline(session.config, connection)
+        times = Times(offline.now, Times.of(connection).ahead)
+        found = Findings(session, offline, account, times, locks.daemon_running(session.config.store.path))
+        found.look(connection)
+    if session.json:
+        session.data(found.record())
+    else:
+        for text_line in found.lines():
+            click.echo(text_line)
+
+
+class Findings:
+    """What is found out about one account."""
+
+    def __init__(self, session: Session, offline: Offline, account: str, times: Times, running: bool) -> None:
+        self._session = session
+        self._offline = offline
+        self.account = account
+        self.times = times
+        self.running = running
+        self.last: Logged | None = None
+        self.last_refusal: Logged | None = None
+        self.decision: Logged | None = None
+        self.usages: list[Usage] = []
+        self.bans: list[Entry] = []
+        self.remarks: list[str] = []
+
+    def look(self, connection: sqlite3.Connection) -> None:
+        """Ask everything that is to be told."""
+        from policyd.cli.offline import logged
+        from policyd.store import read
+
+        offline = self._offline
+        request, self.last = offline.typical(self.account)
+        # An account without any room is refused at RCPT already; what only that stage is asked about counts, too.
+        for stage in (RCPT, END_OF_MESSAGE):
+            self.decision = logged(offline.decide(request._replace(stage=stage)))
+            if self.decision.verdict != "pass":
+                break
+        self.usages = offline.usage(request)
+        self.bans = _bans(offline, request)
+        refusals = read.decisions(connection, read.Wanted(user=self.account, action="refuse"), 1)
+        self.last_refusal = refusals[0] if refusals else None
+        self._remark()
+
+    def _remark(self) -> None:
+        from policyd.units import DAY
+
+        now = self.times.now
+        if not self.running:
+            self.remarks.append(
+                "policyd does not run: Postfix answers by smtpd_policy_service_default_action meanwhile"
+            )
+        if self.last is None:
+            self.remarks.append(
+                f"no mail of this account is in the decisions that are kept; {_WHERE_TO_LOOK}"
+            )
+        elif self.last.at < now - DAY:
+            self.remarks.append(
+                f"Postfix has not asked about it since {stamp(self.last.wall_at)}; {_WHERE_TO_LOOK}"
+            )
+        for mode in self._offline.steering.modes.values():
+            if not mode.expires_at or now < mode.expires_at:
+                until = f" until {self.times.until(mode.expires_at)}" if mode.expires_at else ""
+                by = f", by {escape(mode.author)}" if mode.author else ""
+                reason = f": {escape(mode.reason)}" if mode.reason else ""
+                if mode.name == "*":
+                    self.remarks.append(f"paused{until}{by}{reason}; nothing but bans refuses")
+                else:
+                    self.remarks.append(f"check {escape(mode.name)} is set to {mode.mode}{until}{by}{reason}")
+        configured = {rule.name: rule.mode for rule in self._offline.engine.rules}
+        if "shadow" in configured.values():
+            names = ", ".join(escape(name) for name, mode in configured.items() if mode == "shadow")
+            self.remarks.append(f"only in shadow, by the configuration: {names}")
+
+    @property
+    def can_send(self) -> bool:
+        """Whether a small message would pass."""
+        return self.decision is not None and self.decision.verdict == "pass"
+
+    @property
+    def full(self) -> list[Usage]:
+        """The enforced limits without room."""
+        return [usage for usage in self.usages if not usage.room and usage.mode == "enforce"]
+
+    def helps(self) -> list[str]:
+        """The commands that help, most fitting first."""
+        assert self.decision is not None
+        if self.can_send:
+            return []
+        commands = []
+        if self.bans:
+            commands += [
+                f"policyctl unban {ban.kind} {shlex.quote(escape(ban.value) or '<>')}" for ban in self.bans
+            ]
+        account = shlex.quote(escape(self.account))
+        for usage in self.full:
+            if usage.scope == "user":
+                commands.append(
+                    f"policyctl quota grant {account} {max(usage.limit.amount, 10)} {usage.limit.unit} --for 1d"
+                )
+        if self.full and not commands:
+            commands.append(f"policyctl check shadow {shlex.quote(self.decision.by)} --for 1h")
+        if not commands and self.decision.by:
+            commands.append(f"policyctl check shadow {shlex.quote(escape(self.decision.by))} --for 1h")
+        return list(dict.fromkeys(commands))
+
+    def can_send_at(self) -> int:
+        """The ledger time from which it can send without help (ms); 0: now, or not by itself."""
+        if self.can_send or any(not ban.expires_at for ban in self.bans) or not (self.bans or self.full):
+            return 0
+        if any(not usage.fits_at for usage in self.full):
+            return 0
+        return max([ban.expires_at for ban in self.bans] + [usage.fits_at for usage in self.full])
+
+    def record(self) -> dict[str, Any]:
+        """For programs."""
+        from policyd.cli.quota_show import usage_record
+
+        assert self.decision is not None
+        at = self.can_send_at()
+        refusal = self.last_refusal
+        return {
+            "user": self.account,
+            "can_send": self.can_send,
+            "answer": self.decision.action,
+            "check": self.decision.by,
+            "reason": self.decision.reason,
+            "can_send_at": iso(at + self.times.ahead) if at else None,
+            "bans": [
+                {
+                    "kind": ban.kind,
+                    "value": ban.value,
+                    "reason": ban.reason,
+                    "author": ban.author,
+                    "expires_at": iso(ban.expires_at + self.times.ahead) if ban.expires_at else None,
+                }
+                for ban in self.bans
+            ],
+            "limits": [usage_record(usage, self.times) for usage in self.usages],
+            "would": self.decision.would,
+            "last_seen": iso(self.last.wall_at) if self.last is not None else None,
+            "last_refusal": {
+                "time": iso(refusal.wall_at),
+                "ref": refusal.ref,
+                "action": refusal.action,
+                "check": refusal.by,
+            }
+            if refusal is not None
+            else None,
+            "helps": self.helps(),
+            "remarks": self.remarks,
+            "daemon_running": self.running,
+        }
+
+    def lines(self) -> list[str]:
+        """For people."""
+        from policyd.cli.quota_show import usage_table
+
+        assert self.decision is not None
+        name, row = escape(self.account), self.decision
+        if self.can_send:
+            lines = [click.style(f"{name} can send now", fg="green", bold=True)]
+        else:
+            verdict = "would be put on hold" if row.verdict == "hold" else "cannot send now"
+            lines = [
+                click.style(
+                    f"{name} {verdict}: {escape(row.reason, 300) or escape(row.action, 300)}",
+                    fg="red",
+                    bold=True,
+                )
+            ]
+            lines.append(f"  by check {escape(row.by)}, which answers: {escape(row.action, 2000)}")
+            lines += [f"  {_ban_text(ban, self.times)}" for ban in self.bans]
+            at = self.can_send_at()
+            lines.append(
+                f"  it can send again from {self.times.until(at)}" if at else "  this does not end by itself"
+            )
+            lines += [f"  helps: {command}" for command in self.helps()]
+        if row.would:
+            lines.append(f"  in shadow: {escape(row.would, 900)}")
+        if self.usages:
+            lines += ["", usage_table(self.usages, self.times)]
+        lines.append("")
+        if self.last is not None:
+            lines.append(
+                f"last seen {stamp(self.last.wall_at)} from {escape(self.last.client)}: {escape(self.last.action, 500)}"
+            )
+        refusal = self.last_refusal
+        if refusal is not None:
+            explain = f"; policyctl explain {escape(refusal.ref)}" if refusal.ref else ""
+            lines.append(
+                f"last refused {stamp(refusal.wall_at)} by {escape(refusal.by)}: {escape(refusal.action, 2000)}{explain}"
+            )
+        else:
+            lines.append("no refusal is in the decisions that are kept")
+        lines += [f"note: {remark}" for remark in self.remarks]
+        return lines
+
+
+_WHERE_TO_LOOK = (
+    "see Postfix's log for the login (journalctl -t postfix/submission/smtpd, /var/log/mail.log), 'policyctl status' for the "
+    "stages that arrive, and 'postconf -n' and 'postconf -M' for check_policy_service in that service's restrictions"
+)
+
+
+def _bans(offline: Offline, request: Request) -> list[Entry]:
+    """Every ban in force that fits a message of the account, not only the one that answers."""
+    listing, now = offline.steering.bans, offline.now
+    found = [
+        listing.exact("user", request.account, now),
+        listing.exact("sender", request.sender_key, now),
+        listing.domain(request.sender_domain, now) if request.sender_domain else None,
+        listing.client(request.client_address, now),
+        listing.domain(request.client_name.lower(), now, kind="client") if request.client_name else None,
+    ]
+    return [entry for entry in found if entry is not None]
+
+
+def _ban_text(ban: Entry, times: Times) -> str:
+    what = f"ban of {ban.kind} {escape(ban.value) or '<>'}"
+    until = f"until {times.until(ban.expires_at)}" if ban.expires_at else "until it is lifted"
+    by = f", by {escape(ban.author)}" if ban.author else ""
+    return f"{what} since {times.text(ban.created_at)}, {until}{by}" + (
+        f": {escape(ban.reason)}" if ban.reason else ""
+    )

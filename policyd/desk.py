@@ -1,0 +1,232 @@
+"""The front desk: takes a request from a session to the engine, to the writer, and back as one answer, in time.
+
+Everything here runs on the loop's thread. A chain that never waits never becomes a task: its coroutine is driven on the
+spot. One coarse timer looks after all deadlines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+import types
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from typing import Any, Protocol
+
+from policyd.answer import DUNNO, Answer, make_answer
+from policyd.decision import Decision, Earlier, Operation
+from policyd.decisionlog import DecisionLog
+from policyd.engine import Engine
+from policyd.opinion import Proposal
+from policyd.request import Request, Site
+from policyd.steering import Steering
+
+log = logging.getLogger("policyd.desk")
+
+#: Between two looks at the deadlines, s.
+TICK = 0.1
+
+_FAIL_TEXTS = {
+    "defer": ("451", "4.3.0 Policy decision not possible now; try again later. ref "),
+    "reject": ("554", "5.3.0 Policy decision not possible. ref "),
+}
+_REF_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+class Ledgering(Protocol):
+    """What the desk needs of the writer."""
+
+    def submit(self, operation: Operation) -> None:
+        """Queue an operation; it comes back to :meth:`Desk.deliver`."""
+
+
+class Desk:
+    """Shared by all sessions. ``engine``, ``site``, ``deadline`` and ``fail`` are replaced at a reload."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        writer: Ledgering,
+        engine: Engine,
+        site: Site,
+        decision_log: DecisionLog,
+        now: Callable[[], int],
+        steering: Callable[[], Steering],
+    ) -> None:
+        """
+        :param now: ledger time, ms.
+        :param steering: the steering data as of this moment; called at most once in a turn of the loop.
+        """
+        self.loop = loop
+        self.engine = engine
+        self.site = site
+        self.decision_log = decision_log
+        #: Every request is answered by then, s.
+        self.deadline = 5.0
+        self.fail: Mapping[str, str] = {"submission": "defer", "mx": "dunno"}
+        self.answered = 0
+        self.waiting: set[Case] = set()
+        self._writer = writer
+        self._now = now
+        self._read_steering = steering
+        self._steering: Steering | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def take(self, attributes: Mapping[str, str], listener: str, direction: str, reply: Callable[[Answer], None]) -> None:
+        """Decide one request; ``reply`` is called once, on a later turn of the loop, with the answer."""
+        request = self.site.request(attributes, listener, direction)
+        case = Case(self, request, reply)
+        self.waiting.add(case)
+        if self._timer is None:
+            self._timer = self.loop.call_later(TICK, self._tick)
+        if self._steering is None:
+            self._steering = self._read_steering()
+            self.loop.call_soon(self._stale)
+        chain = self.engine.consult(request, self._now(), self._steering)
+        try:
+            awaited = chain.send(None)
+        except StopIteration as end:
+            case.consulted(end.value)
+        else:
+            case.task = self.loop.create_task(_finish(chain, awaited))
+            case.task.add_done_callback(case.chain_ended)
+
+    def submit(self, operation: Operation) -> None:
+        """Queue an operation for the writer."""
+        self._writer.submit(operation)
+
+    def deliver(self, handed: Sequence[tuple[Operation, Decision | None]]) -> None:
+        """What the writer made of a batch: answer each, then log."""
+        for operation, decision in handed:
+            operation.done(operation, decision)
+        self.decision_log.write([decision for _, decision in handed if decision is not None])
+
+    def failing(self, request: Request) -> Answer:
+        """The answer when no decision is possible (``[server] fail``), with a reference of its own."""
+        kind = self.fail[request.direction]
+        if kind == "dunno":
+            return DUNNO
+        verb, text = _FAIL_TEXTS[kind]
+        return make_answer(verb, text + "".join(secrets.choice(_REF_DIGITS) for _ in range(7)))
+
+    def _stale(self) -> None:
+        self._steering = None
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        for case in [case for case in self.waiting if case.due <= now]:
+            case.overdue()
+        self._timer = self.loop.call_later(TICK, self._tick) if self.waiting else None
+
+
+class Case:
+    """One request on its way."""
+
+    __slots__ = ("_desk", "_reply", "due", "operation", "received", "request", "task")
+
+    def __init__(self, desk: Desk, request: Request, reply: Callable[[Answer], None]) -> None:
+        self._desk = desk
+        self._reply: Callable[[Answer], None] | None = reply
+        self.request = request
+        self.received = time.perf_counter_ns()
+        # One tick early, so that the answer is out when the deadline comes.
+        self.due = time.monotonic() + desk.deadline - 2 * TICK
+        self.operation: Operation | None = None
+        self.task: asyncio.Task[Proposal] | None = None
+
+    def consulted(self, proposal: Proposal) -> None:
+        """The chain has spoken: have it settled."""
+        self.operation = Operation(self.request, proposal, self.received, self.settled)
+        self._desk.submit(self.operation)
+
+    def chain_ended(self, task: asyncio.Task[Proposal]) -> None:
+        """The chain, run as a task, ended or was cancelled."""
+        self.task = None
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            self.consulted(task.result())
+        else:
+            log.error("chain failed on instance %r: %s: %s", self.request.instance, type(error).__name__, error)
+            self.overdue()
+
+    def settled(self, operation: Operation, decision: Decision | None) -> None:
+        """The writer has decided, or could not."""
+        if self._reply is None:
+            if decision is not None and operation.forced is not None and operation.previous is None:
+                self._correct(operation, decision)
+            return
+        if decision is None:
+            answer = self._desk.failing(self.request)
+            log.warning("no decision on instance %r; answered %s", self.request.instance, answer)
+        else:
+            answer = decision.settled.answer
+        self._answer(answer)
+
+    def overdue(self) -> None:
+        """The deadline has come: answer what ``fail`` says, and have that written down."""
+        answer = self._desk.failing(self.request)
+        if self.task is not None:
+            self.task.cancel()
+        if self.operation is None:
+            self.operation = Operation(
+                self.request, Proposal((), DUNNO, "", "", self._desk.engine.policy), self.received, self.settled
+            )
+            self.operation.forced = answer
+            self._desk.submit(self.operation)
+        else:
+            self.operation.forced = answer
+        log.warning("deadline: instance %r answered %s", self.request.instance, answer)
+        self._answer(answer)
+
+    def _answer(self, answer: Answer) -> None:
+        reply, self._reply = self._reply, None
+        self._desk.waiting.discard(self)
+        if reply is not None:
+            self._desk.answered += 1
+            reply(answer)
+
+    def _correct(self, operation: Operation, decision: Decision) -> None:
+        """The deadline's answer went out while the writer decided: have the ledger follow what was answered."""
+        settled, forced = decision.settled, operation.forced
+        if forced is None or settled.answer == forced:
+            return
+        again = Operation(self.request, operation.proposal, self.received, self.settled)
+        again.forced = forced
+        again.previous = Earlier(
+            decision.id,
+            decision.at,
+            self.request.listener,
+            self.request.stage,
+            self.request.recipient,
+            settled.verdict,
+            str(settled.answer),
+            settled.by,
+            settled.charges,
+        )
+        self._desk.submit(again)
+
+
+async def _finish(chain: Coroutine[Any, Any, Proposal], awaited: Any) -> Proposal:
+    return await _rest(chain, awaited)
+
+
+@types.coroutine
+def _rest(chain: Coroutine[Any, Any, Proposal], awaited: Any) -> Generator[Any, Any, Proposal]:
+    """What is left of a chain that waits for ``awaited``, as something a task can run."""
+    while True:
+        try:
+            value = yield awaited
+        except BaseException as error:
+            step: Callable[[], Any] = lambda error=error: chain.throw(error)  # noqa: E731
+        else:
+            step = lambda value=value: chain.send(value)  # noqa: E731
+        try:
+            awaited = step()
+        except StopIteration as end:
+            result: Proposal = end.value
+            return result
+
+

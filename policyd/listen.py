@@ -1,0 +1,228 @@
+"""Listeners: from an address in the configuration to sessions.
+
+``inet:`` and ``unix:`` addresses and sockets inherited from systemd are served by the loop's own servers. Twisted would chmod an inherited
+UNIX socket to 0666 and unlink it when it stops (twisted issue 10261). Any other address is a Twisted endpoint string.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import grp
+import logging
+import os
+import socket
+import stat
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from policyd.config import Listener
+from policyd.desk import Desk
+from policyd.errors import UserError
+from policyd.session import PolicyProtocol, Session, Transport
+
+log = logging.getLogger("policyd.listen")
+
+#: Connections that may wait to be accepted; Postfix reconnects with up to default_process_limit at once.
+BACKLOG = 1024
+#: The first descriptor that systemd hands over (sd_listen_fds(3)).
+_FIRST_FD = 3
+
+
+class Port(Protocol):
+    """A listener that is open."""
+
+    async def close(self) -> None:
+        """Accept nothing more."""
+
+
+class Listening:
+    """Opens listeners and knows the sessions on all of them."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.sessions: set[Session] = set()
+        self.max_connections = 10_000
+        #: By address: the listener and its port.
+        self.ports: dict[str, tuple[Listener, Port]] = {}
+        self._refused = 0
+        self._inherited = _inherited_sockets()
+
+    async def open(self, listener: Listener) -> None:
+        """Open one listener.
+
+        :raises UserError: it cannot be opened.
+        """
+        kind, _, rest = listener.address.partition(":")
+        try:
+            if kind == "inet":
+                port = await self._serve(_inet_socket(rest), listener)
+            elif kind == "unix":
+                port = await self._serve(_unix_socket(rest, listener), listener, unlink=rest)
+            elif kind == "systemd":
+                port = await self._serve(self._inherit(rest), listener)
+            else:
+                port = await self._endpoint(listener)
+        except OSError as error:
+            raise UserError(f"cannot listen on {listener.address}: {_why(error)}") from None
+        self.ports[listener.address] = (listener, port)
+
+    async def close(self, address: str) -> None:
+        """Close one listener; its sessions go on."""
+        _, port = self.ports.pop(address)
+        await port.close()
+
+    def session(self, listener: Listener, transport: Transport, peer: Any) -> Session | None:
+        """The session for a new connection; ``None`` when it is not let in."""
+        address = str(peer[0]) if isinstance(peer, tuple) and peer else ""
+        if listener.allow_from and address and address not in listener.allow_from:
+            self._refuse(f"{address} is not in allow_from of {listener.label}")
+            return None
+        if len(self.sessions) >= self.max_connections:
+            self._refuse(f"{len(self.sessions)} connections are open, which is [server] max_connections")
+            return None
+        return Session(self.desk, transport, listener.label, listener.direction, address or listener.label)
+
+    def _refuse(self, why: str) -> None:
+        self._refused += 1
+        # The 1st, 2nd, 4th, 8th, ...: a flood of connections is not to become a flood of lines.
+        if self._refused & (self._refused - 1) == 0:
+            log.warning("connection refused: %s (%d so far)", why, self._refused)
+
+    def _protocol(self, listener: Listener) -> Callable[[], PolicyProtocol]:
+        return lambda: PolicyProtocol(lambda transport, peer: self.session(listener, transport, peer), self.sessions)
+
+    async def _serve(self, sock: socket.socket, listener: Listener, unlink: str = "") -> Port:
+        sock.setblocking(False)
+        loop = self.desk.loop
+        server: asyncio.AbstractServer
+        if sock.family == socket.AF_UNIX:
+            keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) and _stdlib(loop) else {}
+            server = await loop.create_unix_server(self._protocol(listener), sock=sock, backlog=BACKLOG, **keep)
+        else:
+            server = await loop.create_server(self._protocol(listener), sock=sock, backlog=BACKLOG)
+        return _LoopPort(server, unlink)
+
+    def _inherit(self, name: str) -> socket.socket:
+        for found, sock in self._inherited:
+            if name in ("", found):
+                self._inherited.remove((found, sock))
+                return sock
+        raise UserError(
+            f"systemd handed over no socket named {name!r}; see FileDescriptorName= in policyd.socket (systemd.socket(5))"
+        )
+
+    async def _endpoint(self, listener: Listener) -> Port:
+        from policyd.twisted_listen import open_endpoint
+
+        return await open_endpoint(self, listener)
+
+
+class _LoopPort:
+    def __init__(self, server: asyncio.AbstractServer, unlink: str) -> None:
+        self._server = server
+        self._unlink = unlink
+        self._inode = os.stat(unlink).st_ino if unlink else 0
+
+    async def close(self) -> None:
+        """See :class:`Port`."""
+        self._server.close()
+        if self._unlink:
+            # Another policyd may have put its own socket there in the meantime.
+            with contextlib.suppress(OSError):
+                if os.stat(self._unlink).st_ino == self._inode:
+                    os.unlink(self._unlink)
+
+
+def _inet_socket(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, int(port)))
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _unix_socket(path: str, listener: Listener) -> socket.socket:
+    _clear_stale(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # The socket must not be open to others for even a moment.
+    umask = os.umask(0o777 & ~listener.mode)
+    try:
+        sock.bind(path)
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        os.umask(umask)
+    try:
+        os.chmod(path, listener.mode)
+        if listener.group:
+            try:
+                os.chown(path, -1, grp.getgrnam(listener.group).gr_gid)
+            except KeyError:
+                raise UserError(f"{listener.address}: there is no group {listener.group!r}") from None
+        sock.listen(BACKLOG)
+    except (OSError, UserError):
+        sock.close()
+        os.unlink(path)
+        raise
+    return sock
+
+
+def _clear_stale(path: str) -> None:
+    """Remove a socket that nobody listens on any more; whatever else is there is not ours to remove."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise UserError(f"cannot listen on unix:{path}: there is a file of that name that is no socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except OSError:
+            pass
+    raise UserError(f"cannot listen on unix:{path}: another program listens there; stop it first")
+
+
+def _inherited_sockets() -> list[tuple[str, socket.socket]]:
+    """The sockets that systemd handed over, with their names (sd_listen_fds_with_names(3))."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    count = os.environ.get("LISTEN_FDS", "")
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    found = []
+    for at in range(int(count) if count.isdigit() else 0):
+        os.set_inheritable(_FIRST_FD + at, False)
+        found.append((names[at] if at < len(names) else "", socket.socket(fileno=_FIRST_FD + at)))
+    for variable in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(variable, None)
+    return found
+
+
+def _stdlib(loop: asyncio.AbstractEventLoop) -> bool:
+    return type(loop).__module__.startswith("asyncio")
+
+
+def _why(error: OSError) -> str:
+    remedy = {
+        errno.EADDRINUSE: "; another program listens there (ss -ltnp shows which)",
+        errno.EACCES: "; policyd's user may not do that: check the directory's rights, or the port number",
+        errno.EADDRNOTAVAIL: "; this machine has no such address",
+        errno.ENOENT: "; the directory does not exist: make it, owned by policyd's user",
+    }
+    return f"{error.strerror or error}{remedy.get(error.errno or 0, '')}"

@@ -1,0 +1,275 @@
+"""The running whole: builds everything from the configuration, reloads it, ends it in order. The only place that does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import signal
+import sqlite3
+import time
+
+from policyd import __version__, checks
+from policyd.checks import Context
+from policyd.config import CheckSection, Config, load
+from policyd.decisionlog import DecisionLog, open_sink
+from policyd.desk import Desk
+from policyd.engine import Engine, Rule
+from policyd.errors import ConfigError, PolicydError, StoreError, UserError
+from policyd.listen import Listening
+from policyd.settle import settle
+from policyd.steering import Steering
+from policyd.store.locks import DaemonLock
+from policyd.store.steering_sync import SteeringMirror
+from policyd.store.upkeep import Keep
+from policyd.store.writer import Writer
+
+log = logging.getLogger("policyd")
+
+#: Between two looks at the time limits of sessions, s.
+LOOK = 5.0
+#: Time for what is being decided when policyd ends, s.
+ENDING = 10.0
+
+
+def build_engine(config: Config) -> Engine:
+    """The engine that the configuration describes.
+
+    :raises ConfigError: a check does not take its options.
+    """
+    rules, problems = [], []
+    for section in config.checks:
+        try:
+            rules.append(_rule(section, config))
+        except (ValueError, LookupError) as error:
+            problems.append(f"{section.place}: check {section.name!r}: {error}")
+    if problems:
+        raise ConfigError(problems)
+    return Engine(rules, config.policy_version, time.perf_counter_ns, _check_failed)
+
+
+def _rule(section: CheckSection, config: Config) -> Rule:
+    _, check = checks.load(section.use)
+    context = Context(section.name, section.direction, config.site, config.tiers)
+    return Rule(
+        section.name, section.use, section.direction, section.mode, section.on_error, check(section.options, context)
+    )
+
+
+_failures: dict[str, int] = {}
+
+
+def _check_failed(name: str, error: Exception) -> None:
+    count = _failures[name] = _failures.get(name, 0) + 1
+    if count & (count - 1) == 0:
+        log.error("check %s failed (%d times so far): %s: %s", name, count, type(error).__name__, error)
+
+
+class _Reader:
+    """The steering data as the loop's thread sees them, over a connection of its own."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._mirror: SteeringMirror
+        self._failed = False
+        self.open()
+
+    def open(self) -> None:
+        """Open the file that is there now."""
+        connection = sqlite3.connect(self._path, isolation_level=None, timeout=0.05)
+        connection.execute("PRAGMA query_only = ON")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        mirror = SteeringMirror(connection)
+        mirror.load()
+        self._mirror = mirror
+
+    def reopen(self) -> None:
+        """Open anew; what is known stays if that fails."""
+        old = self._mirror
+        try:
+            self.open()
+            old.connection.close()
+        except sqlite3.Error as error:
+            log.error("steering data cannot be read: %s; what is known holds", error)
+
+    def steering(self) -> Steering:
+        """The steering data as of now; what was known before while they cannot be read."""
+        try:
+            self._mirror.refresh()
+            self._failed = False
+        except sqlite3.Error as error:
+            if not self._failed:
+                log.error("steering data cannot be read: %s; what is known holds", error)
+            self._failed = True
+        return self._mirror.steering
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._mirror.connection.close()
+
+
+class Service:
+    """One policyd."""
+
+    def __init__(self, config: Config, loop: asyncio.AbstractEventLoop) -> None:
+        """Open the database and build everything; nothing listens yet.
+
+        :raises PolicydError: what is wrong, and what to do.
+        """
+        self.config = config
+        self._loop = loop
+        engine = build_engine(config)
+        decision_log = _open_log(config)
+        self._lock = DaemonLock(config.store.path)
+        self._writer = Writer(
+            config.store.path,
+            settle,
+            durability=config.store.durability,
+            backlog=config.store.memory_backlog,
+            keep=_keep(config),
+        )
+        self._writer.open()
+        self._reader = _Reader(config.store.path)
+        clock = self._writer.clock
+        self.desk = Desk(loop, self._writer, engine, config.site, decision_log, clock.now, self._reader.steering)
+        self.listening = Listening(self.desk)
+        self._writer.deliver = self.desk.deliver
+        self._writer.replaced = self._reader.reopen
+        self._writer.on_loop = loop.call_soon_threadsafe
+        self._apply(config)
+        self._timer: asyncio.TimerHandle | None = None
+        self._reloading: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start the writer and listen.
+
+        :raises UserError: a listener cannot be opened.
+        """
+        self._writer.start()
+        for listener in self.config.server.listen:
+            await self.listening.open(listener)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
+        self._loop.add_signal_handler(signal.SIGUSR1, self.desk.decision_log.reopen)
+        self._look()
+        log.info(
+            "policyd %s ready on %s; policy %s, %s, pid %d",
+            __version__,
+            ", ".join(listener.address for listener in self.config.server.listen),
+            self.config.policy_version,
+            type(self._loop).__module__.split(".")[0],
+            os.getpid(),
+        )
+
+    async def stop(self) -> None:
+        """Accept nothing more, answer what was asked, close the store."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._reloading is not None:
+            self._reloading.cancel()
+        for address in list(self.listening.ports):
+            await self.listening.close(address)
+        for session in list(self.listening.sessions):
+            session.finish()
+        until = time.monotonic() + ENDING
+        while (self.desk.waiting or any(s.busy for s in self.listening.sessions)) and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        await self._loop.run_in_executor(None, self._writer.stop)
+        # What the writer handed back last is delivered by calls that are queued on the loop.
+        await asyncio.sleep(0)
+        self._reader.close()
+        self.desk.decision_log.close()
+        self._lock.release()
+        log.info("policyd ended")
+
+    def abandon(self) -> None:
+        """Let go of the store after a start that failed."""
+        self._writer.stop()
+        self._lock.release()
+
+    def _apply(self, config: Config) -> None:
+        self.desk.deadline = config.server.deadline / 1000
+        self.desk.fail = config.server.fail
+        self.listening.max_connections = config.server.max_connections
+        self._writer.keep = _keep(config)
+        self._writer.most_in_memory = config.store.memory_backlog
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for session in list(self.listening.sessions):
+            session.check_time(now)
+        self._timer = self._loop.call_later(LOOK, self._look)
+
+    def _reload_soon(self) -> None:
+        if self._reloading is None or self._reloading.done():
+            self._reloading = self._loop.create_task(self.reload())
+
+    async def reload(self) -> None:
+        """Read the configuration again and take it over; a bad one is refused, and the old one kept."""
+        self.desk.decision_log.reopen()
+        try:
+            config = load(self.config.path, checks.options_of)
+            engine = build_engine(config)
+            decision_log = _open_log(config)
+            await self._listen_anew(config)
+        except PolicydError as error:
+            for line in str(error).splitlines():
+                log.error("reload refused: %s", line)
+            log.error("reload refused: policy %s stays in force", self.config.policy_version)
+            return
+        if config.store.path != self.config.store.path or config.store.durability != self.config.store.durability:
+            log.warning("[store] url and durability take effect at the next start, not at a reload")
+        old_log, self.desk.decision_log = self.desk.decision_log, decision_log
+        old_log.close()
+        self._loop.remove_signal_handler(signal.SIGUSR1)
+        self._loop.add_signal_handler(signal.SIGUSR1, decision_log.reopen)
+        self.desk.engine, self.desk.site = engine, config.site
+        old, self.config = self.config, config
+        self._apply(config)
+        log.info("reloaded: policy %s, before %s", config.policy_version, old.policy_version)
+
+    async def _listen_anew(self, config: Config) -> None:
+        """Open what is new, close what is gone; sessions that are open go on."""
+        opened = []
+        try:
+            for listener in config.server.listen:
+                known = self.listening.ports.get(listener.address)
+                if known is None:
+                    await self.listening.open(listener)
+                    opened.append(listener.address)
+                elif known[0] != listener:
+                    log.warning("changed settings of listener %s take effect at the next start", listener.address)
+        except UserError:
+            for address in opened:
+                await self.listening.close(address)
+            raise
+        wanted = {listener.address for listener in config.server.listen}
+        for address in list(self.listening.ports):
+            if address not in wanted:
+                await self.listening.close(address)
+
+
+def _open_log(config: Config) -> DecisionLog:
+    sinks = []
+    for name in config.log.decisions:
+        try:
+            sinks.append(open_sink(name))
+        except OSError as error:
+            raise UserError(
+                f"decision log {name}: {error.strerror}; make its directory, owned by policyd's user, or change [log] decisions"
+            ) from None
+    return DecisionLog(sinks, config.log.format)
+
+
+def _keep(config: Config) -> Keep:
+    return Keep(config.keep.decisions, config.keep.max_size, config.keep.min_free)
+
+
+def raise_file_limit() -> None:
+    """Take as many descriptors as this process may have: each smtpd process holds a connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+__all__ = ["ConfigError", "Service", "StoreError", "build_engine", "raise_file_limit"]

@@ -1,0 +1,71 @@
+"""A damaged database is moved aside, and what the admin had set is saved into the new one."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+
+from policyd.errors import StoreRefused
+from policyd.steering import ROWS, Row, Steering
+
+#: The files that belong to a database in WAL mode.
+SUFFIXES = ("", "-wal", "-shm")
+
+
+def move(path: str) -> str:
+    """Rename the database and what belongs to it; the new name. Nothing that exists is overwritten.
+
+    :raises StoreRefused: it cannot be renamed.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    target, number = f"{path}.damaged-{stamp}", 1
+    while any(os.path.exists(target + suffix) for suffix in SUFFIXES):
+        number += 1
+        target = f"{path}.damaged-{stamp}-{number}"
+    try:
+        for suffix in SUFFIXES:
+            if os.path.exists(path + suffix):
+                os.rename(path + suffix, target + suffix)
+    except OSError as error:
+        raise StoreRefused(f"{path} is damaged and cannot be moved aside: {error.strerror}") from None
+    return target
+
+
+def restore_steering(connection: sqlite3.Connection, damaged: str, known: Steering | None) -> int:
+    """Write the steering rows that are known, else those that can still be read, into the new database; how many."""
+    rows: list[tuple[str, Row]] = []
+    if known is not None:
+        rows = [(table, row) for table in ROWS for row in known.rows(table)]
+    else:
+        rows = _readable(damaged)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for table, row in rows:
+            marks = ", ".join("?" * len(row))
+            connection.execute(f"INSERT OR REPLACE INTO {table} ({', '.join(row._fields)}) VALUES ({marks})", row)
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    return len(rows)
+
+
+def _readable(damaged: str) -> list[tuple[str, Row]]:
+    """What can still be read of the steering tables in the damaged file."""
+    rows: list[tuple[str, Row]] = []
+    try:
+        # A copy of the rights and nothing written: the damaged file stays as it is.
+        connection = sqlite3.connect(f"file:{damaged}?mode=ro", uri=True)
+    except sqlite3.Error:
+        return rows
+    try:
+        for table, row_class in ROWS.items():
+            try:
+                for row in connection.execute(f"SELECT {', '.join(row_class._fields)} FROM {table}"):
+                    rows.append((table, row_class(*row)))
+            except sqlite3.Error:
+                continue
+    finally:
+        connection.close()
+    return rows

@@ -1,0 +1,503 @@
+"""The ledger: one batch of operations read, decided and written, in one transaction.
+
+The order within :meth:`Ledger.run` is: begin; take in steering changes; read what the whole batch needs, with one statement
+each; decide one operation after the other in memory; write everything, with one statement each; commit. Statements that
+take a whole batch let go of the interpreter once instead of once a row, so the loop's thread goes on meanwhile.
+
+The counters in memory are a cache of the counter table. When a commit fails, the decisions of the batch stand (they are about to be
+answered) and go to the backlog: decisions and charges that are not on disk yet. The next transaction that
+succeeds writes the backlog from what the table says then, so nothing is lost and nothing is counted twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol, TypeVar
+
+from policyd.answer import Answer
+from policyd.decision import MEMORY, Decision, Earlier, Operation, Settled
+from policyd.opinion import CounterKey, Proposal
+from policyd.request import RCPT, Request
+from policyd.steering import Steering
+from policyd.store import partitions
+from policyd.store.clock import LedgerClock, wall
+from policyd.store.steering_sync import SteeringMirror
+from policyd.units import HOUR
+from policyd.window import Counter
+
+#: How long a request is known again, ms.
+IDENTITY = HOUR
+#: Partitions in which a request is looked for at the most; they hold over a million decisions.
+LOOKED_AT = 8
+#: Counters kept in memory.
+CACHED = 8_000
+#: Rows per statement, largest first.
+_CHUNKS = (64, 16, 4, 1)
+
+_REF_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32: no I, L, O, U
+_REF_SPACE = 32**5
+
+T = TypeVar("T")
+
+
+class Settle(Protocol):
+    """:func:`policyd.settle.settle`, handed in by the assembly."""
+
+    def __call__(
+        self,
+        request: Request,
+        proposal: Proposal,
+        now: int,
+        state: Ledger,
+        local_time: Callable[[int], str],
+        forced: Answer | None = None,
+        previous: Earlier | None = None,
+    ) -> Settled: ...
+
+
+class Charge(NamedTuple):
+    """One step of counting, so that it can be done again on another copy of the counter."""
+
+    key: CounterKey
+    widths: tuple[int, ...]
+    amount: int
+    at: int
+
+
+class Batch(NamedTuple):
+    """What a batch of operations came to: a decision each (``None``: it failed), and what was counted."""
+
+    decisions: list[Decision | None]
+    charges: list[Charge]
+
+
+def reference(sequence: int) -> str:
+    """The reference with this number: five characters, not in a row, unique for the first 33 million."""
+    turn, number = divmod(sequence, _REF_SPACE)
+    # An odd multiplier permutes the numbers below 2^25.
+    number = (number * 0x13C6EF3 + 0x155_5555) % _REF_SPACE
+    digits = []
+    for _ in range(5):
+        number, digit = divmod(number, 32)
+        digits.append(_REF_DIGITS[digit])
+    while turn:
+        turn, digit = divmod(turn, 32)
+        digits.append(_REF_DIGITS[digit])
+    return "".join(reversed(digits))
+
+
+class Ledger:
+    """The state that settle works on, over one connection. Belongs to the writer's thread."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        clock: LedgerClock,
+        settle: Settle,
+        stopwatch: Callable[[], int],
+        report: Callable[[Operation, Exception], None],
+    ) -> None:
+        self.connection = connection
+        self.clock = clock
+        self.mirror = SteeringMirror(connection)
+        self.backlog = Batch([], [])
+        self._settle = settle
+        self._stopwatch = stopwatch
+        self._report = report
+        self._counters: dict[CounterKey, Counter] = {}
+        self._dirty: set[CounterKey] = set()
+        self._charges: list[Charge] = []
+        self._seen: dict[str, list[Earlier]] = {}
+        self._decided: dict[str, list[Decision]] = {}
+        self._unwritten: dict[str, list[Decision]] = {}
+        self._readable = True
+        self._load()
+
+    def _load(self) -> None:
+        row = self.connection.execute("SELECT ref_seq, decision_id FROM ledger_state").fetchone()
+        self._ref_seq, self._last_id = row or (0, 0)
+        self.partitions = partitions.catalogue(self.connection)
+        self.mirror.load()
+
+    def reopened(self, connection: sqlite3.Connection) -> None:
+        """Go on with another connection, perhaps to another file; what is in memory and unwritten stays."""
+        ref_seq, last_id, self.connection = self._ref_seq, self._last_id, connection
+        self.mirror.connection = connection
+        self._load()
+        self._counters.clear()
+        self._replay(self.backlog.charges)
+        self._ref_seq, self._last_id = max(ref_seq, self._ref_seq), max(last_id, self._last_id)
+
+    @property
+    def steering(self) -> Steering:
+        """The steering data as of this transaction."""
+        return self.mirror.steering
+
+    # --- one batch ---------------------------------------------------------------------------------------------------
+
+    def run(self, operations: Sequence[Operation]) -> Batch:
+        """Decide and commit.
+
+        :raises sqlite3.Error: nothing of it is on disk and nothing was decided.
+        :raises NotWritten: it was decided, and is not on disk.
+        """
+        before = self.partitions
+        self.begin()
+        try:
+            self._read(operations)
+        except BaseException:
+            self.rollback()
+            raise
+        batch = self.decide(operations)
+        try:
+            self._write(batch.decisions, self._dirty)
+            self.connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self.rollback()
+            self.partitions = before
+            raise NotWritten(batch) from error
+        self._clean()
+        return batch
+
+    def run_in_memory(self, operations: Sequence[Operation]) -> Batch:
+        """Decide without the disk, as far as it can be read; the caller keeps the batch in the backlog."""
+        self._seen.clear()
+        try:
+            self._forget(self.mirror.refresh())
+            self._read(operations)
+        except sqlite3.Error:
+            # What cannot be read counts as empty; what is not known cannot refuse.
+            self._readable = False
+        try:
+            return self.decide(operations, MEMORY)
+        finally:
+            self._readable = True
+
+    def keep(self, batch: Batch) -> None:
+        """Put a decided batch into the backlog."""
+        self.backlog.decisions.extend(d for d in batch.decisions if d is not None)
+        self.backlog.charges.extend(batch.charges)
+        for decision in batch.decisions:
+            if decision is not None and decision.request.instance:
+                self._unwritten.setdefault(decision.request.instance, []).append(decision)
+        self._dirty.clear()
+        if len(self._counters) > 2 * CACHED:
+            unwritten = {charge.key for charge in self.backlog.charges}
+            self._counters = {key: counter for key, counter in self._counters.items() if key in unwritten}
+
+    def write_backlog(self) -> None:
+        """Write what is in the backlog, counted on top of what the counter table says now.
+
+        :raises sqlite3.Error: it stays in the backlog.
+        """
+        kept, self._counters, before = self._counters, {}, self.partitions
+        try:
+            self.begin()
+            self._replay(self.backlog.charges)
+            self._write(self.backlog.decisions, {charge.key for charge in self.backlog.charges})
+            self.connection.execute("COMMIT")
+        except sqlite3.Error:
+            self.rollback()
+            self._counters, self.partitions = kept, before
+            raise
+        self.backlog = Batch([], [])
+        self._unwritten.clear()
+        self._clean()
+
+    def _replay(self, charges: Sequence[Charge]) -> None:
+        self._read_counters({charge.key for charge in charges})
+        for charge in charges:
+            counter = self._counters[charge.key]
+            counter.charge(charge.widths, charge.amount, charge.at)
+
+    def begin(self) -> None:
+        """Begin the transaction and take in what policyctl changed; from here on nobody else can."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            self._forget(self.mirror.refresh())
+        except BaseException:
+            self.rollback()
+            raise
+
+    def rollback(self) -> None:
+        """End a transaction that failed; SQLite may have ended it already."""
+        if self.connection.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                self.connection.execute("ROLLBACK")
+
+    def forget_counters(self) -> None:
+        """Drop the cache, when the table may have changed in a way that the change table does not tell."""
+        self._counters.clear()
+
+    def decide(self, operations: Sequence[Operation], mark: str = "") -> Batch:
+        """Settle each operation in memory, in order; an operation that fails does not fail its neighbours."""
+        self._charges = []
+        self._decided.clear()
+        decisions: list[Decision | None] = []
+        for operation in operations:
+            request, proposal = operation.request, operation.proposal
+            now = self.clock.now()
+            try:
+                settled = self._settle(
+                    request, proposal, now, self, self.clock.local_time, operation.forced, operation.previous
+                )
+            except Exception as error:  # a bug in one operation must not take the batch with it
+                self._report(operation, error)
+                decisions.append(None)
+                continue
+            if mark:
+                settled = settled._replace(mark=f"{settled.mark} {mark}".strip())
+            self._last_id += 1
+            decision = Decision(
+                self._last_id,
+                now,
+                wall(),
+                request,
+                settled,
+                proposal.policy,
+                (self._stopwatch() - operation.received) // 1000,
+            )
+            decisions.append(decision)
+            if request.instance:
+                self._decided.setdefault(request.instance, []).append(decision)
+        return Batch(decisions, self._charges)
+
+    def _clean(self) -> None:
+        """After a commit: nothing is dirty, and the cache is within its bound."""
+        self._dirty.clear()
+        self._seen.clear()
+        self._decided.clear()
+        excess = len(self._counters) - CACHED
+        if excess > 0:
+            for key in list(self._counters)[: excess + CACHED // 8]:
+                del self._counters[key]
+
+    # --- what settle asks (policyd.settle.State) ---------------------------------------------------------------------
+
+    def counter(self, key: CounterKey) -> Counter:
+        """See :class:`policyd.settle.State`."""
+        counter = self._counters.get(key)
+        if counter is None:
+            if self._readable:
+                self._read_counters((key,))
+            counter = self._counters.setdefault(key, Counter())
+        return counter
+
+    def charge(self, key: CounterKey, widths: tuple[int, ...], amount: int, at: int) -> None:
+        """See :class:`policyd.settle.State`."""
+        self.counter(key).charge(widths, amount, at)
+        self._dirty.add(key)
+        self._charges.append(Charge(key, widths, amount, at))
+
+    def earlier(self, request: Request) -> Earlier | None:
+        """See :class:`policyd.settle.State`."""
+        found = self._of_instance(request)
+        since = self.clock.now() - IDENTITY if found else 0
+        for earlier in reversed(found):
+            if (
+                earlier.stage == request.stage
+                and (request.stage != RCPT or earlier.recipient == request.recipient)
+                and earlier.at > since
+            ):
+                return earlier
+        return None
+
+    def siblings(self, request: Request) -> Sequence[Earlier]:
+        """See :class:`policyd.settle.State`."""
+        return [found for found in self._of_instance(request) if found.stage == RCPT]
+
+    def _of_instance(self, request: Request) -> list[Earlier]:
+        """What was decided of this instance: on disk, in the backlog, and in this batch; oldest first."""
+        instance = request.instance
+        found = self._seen.get(instance, [])
+        for decided in (self._unwritten.get(instance), self._decided.get(instance)):
+            if decided:
+                found = found + [_earlier(decision) for decision in decided]
+        return [earlier for earlier in found if earlier.listener == request.listener] if found else found
+
+    def next_ref(self) -> str:
+        """See :class:`policyd.settle.State`."""
+        self._ref_seq += 1
+        return reference(self._ref_seq)
+
+    # --- reading and writing in bulk ---------------------------------------------------------------------------------
+
+    def _forget(self, counters: Iterable[CounterKey]) -> None:
+        for key in counters:
+            self._counters.pop(key, None)
+
+    def _read(self, operations: Sequence[Operation]) -> None:
+        keys: set[CounterKey] = set()
+        exact: list[tuple[str, str, str]] = []
+        by_stage: list[tuple[str, str]] = []
+        for operation in operations:
+            request = operation.request
+            quotas = [h.opinion.quota for h in operation.proposal.heard if h.opinion is not None and h.opinion.quota]
+            for quota in quotas:
+                suffix = "" if quota.external is None else "/external"
+                keys.update([CounterKey(quota.scope, quota.value, limit.unit + suffix) for limit in quota.limits])
+            if request.instance:
+                if request.stage == RCPT and not any(quota.counts for quota in quotas):
+                    exact.append((request.instance, RCPT, request.recipient))
+                else:
+                    by_stage.append((request.instance, request.stage))
+                    if request.stage != RCPT and not request.recipient and any(q.external for q in quotas):
+                        by_stage.append((request.instance, RCPT))
+        self._read_counters(keys)
+        self._seen.clear()
+        if self.partitions:
+            self._read_earlier("d.instance = w.instance AND d.stage = w.stage AND d.recipient = w.recipient", exact, 3)
+            self._read_earlier("d.instance = w.instance AND d.stage = w.stage", by_stage, 2)
+            for rows in self._seen.values():
+                rows.sort()
+
+    def _read_counters(self, keys: Iterable[CounterKey]) -> None:
+        missing = sorted(key for key in keys if key not in self._counters)
+        for key in missing:
+            self._counters[key] = Counter()
+        for chunk in _chunked(missing):
+            sql = _SELECT_COUNTERS[len(chunk)]
+            for scope, value, unit, cells in self.connection.execute(sql, _flat(chunk)).fetchall():
+                self._counters[CounterKey(scope, value, unit)] = Counter.unpack(cells)
+
+    def _read_earlier(self, condition: str, wanted: list[tuple[str, ...]] | list[tuple[str, str, str]], width: int) -> None:
+        if not wanted:
+            return
+        since = self.clock.now() - IDENTITY
+        columns = "instance, stage, recipient" if width == 3 else "instance, stage"
+        for chunk in _chunked(list(dict.fromkeys(wanted))):
+            values = ", ".join([f"({', '.join('?' * width)})"] * len(chunk))
+            for partition in self.partitions[:LOOKED_AT]:
+                if partition.closed_at and partition.closed_at < since:
+                    break
+                rows = self.connection.execute(
+                    f"WITH w ({columns}) AS (VALUES {values}) "
+                    "SELECT d.instance, d.id, d.at, d.listener, d.stage, d.recipient, d.verdict, d.action, d.by, d.charges "
+                    f"FROM w CROSS JOIN {partition.table} AS d ON {condition} AND d.instance <> ''",
+                    _flat(chunk),
+                ).fetchall()
+                for row in rows:
+                    self._seen.setdefault(row[0], []).append(Earlier(*row[1:]))
+
+    def _write(self, decisions: Sequence[Decision | None], dirty: Iterable[CounterKey]) -> None:
+        connection, now = self.connection, self.clock.now()
+        rows = [_row(decision) for decision in decisions if decision is not None]
+        if rows and (not self.partitions or partitions.is_due(self.partitions[0], now, rows[0][0])):
+            partitions.open_next(connection, now, rows[0][0])
+            self.partitions = partitions.catalogue(connection)
+        for chunk in _chunked(rows):
+            connection.execute(_insert_decisions(self.partitions[0].table, len(chunk)), _flat(chunk))
+        counters = [
+            (*key, self._counters[key].pack(), self._counters[key].expires(now)) for key in sorted(dirty)
+        ]
+        for chunk in _chunked(counters):
+            connection.execute(_UPSERT_COUNTERS[len(chunk)], _flat(chunk))
+        connection.execute(
+            "INSERT OR REPLACE INTO ledger_state VALUES (1, ?, ?, ?, ?, ?, ?)",
+            (*self.clock.base(now), self._ref_seq, self._last_id),
+        )
+
+
+class NotWritten(Exception):
+    """A batch was decided, and could not be committed."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__("not committed")
+        self.batch = batch
+
+
+def _earlier(decision: Decision) -> Earlier:
+    request, settled = decision.request, decision.settled
+    return Earlier(
+        decision.id,
+        decision.at,
+        request.listener,
+        request.stage,
+        request.recipient,
+        settled.verdict,
+        str(settled.answer),
+        settled.by,
+        settled.charges,
+    )
+
+
+def _row(decision: Decision) -> tuple[str | int | None, ...]:
+    """The columns of schema/decision.sql."""
+    identifier, at, wall_at, request, settled, policy, micros = decision
+    return (
+        identifier,
+        at,
+        wall_at,
+        request.stage,
+        request.direction,
+        request.listener,
+        request.policy_context,
+        request.instance,
+        request.queue_id,
+        request.account,
+        request.client_address,
+        request.client_name,
+        request.helo_name,
+        request.sender,
+        request.recipient,
+        request.recipient_count,
+        request.size,
+        str(settled.answer),
+        settled.verdict,
+        settled.by,
+        settled.reason,
+        settled.ref,
+        settled.would,
+        settled.detail,
+        settled.charges,
+        policy,
+        micros,
+        settled.mark,
+    )
+
+
+_COLUMNS = 28
+
+
+def _chunked(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """``items`` in pieces of the few lengths for which a statement is prepared."""
+    at = 0
+    for size in _CHUNKS:
+        while len(items) - at >= size:
+            yield items[at : at + size]
+            at += size
+
+
+def _flat(rows: Iterable[Iterable[object]]) -> list[object]:
+    return [value for row in rows for value in row]
+
+
+def _values(columns: int, rows: int) -> str:
+    return ", ".join([f"({', '.join('?' * columns)})"] * rows)
+
+
+_inserts: dict[tuple[str, int], str] = {}
+
+
+def _insert_decisions(table: str, rows: int) -> str:
+    sql = _inserts.get((table, rows))
+    if sql is None:
+        if len(_inserts) > 64:
+            _inserts.clear()
+        sql = _inserts[table, rows] = f"INSERT INTO {table} VALUES {_values(_COLUMNS, rows)}"
+    return sql
+
+
+_SELECT_COUNTERS = {
+    size: f"WITH w (scope, value, unit) AS (VALUES {_values(3, size)}) "
+    "SELECT c.scope, c.value, c.unit, c.cells FROM w CROSS JOIN counter AS c "
+    "ON c.scope = w.scope AND c.value = w.value AND c.unit = w.unit"
+    for size in _CHUNKS
+}
+_UPSERT_COUNTERS = {
+    size: f"INSERT INTO counter (scope, value, unit, cells, expires_at) VALUES {_values(5, size)} "
+    "ON CONFLICT (scope, value, unit) DO UPDATE SET cells = excluded.cells, expires_at = excluded.expires_at"
+    for size in _CHUNKS
+}

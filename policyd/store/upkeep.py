@@ -1,0 +1,208 @@
+"""What the writer does between batches: checkpoints, indexes of closed partitions, retention. In small steps."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import time
+from dataclasses import dataclass
+
+from policyd.errors import StoreBusy
+from policyd.store import locks, partitions
+from policyd.store.ledger import Ledger
+from policyd.units import DAY
+
+log = logging.getLogger("policyd.store")
+
+#: Octets of WAL from which a checkpoint is made.
+CHECKPOINT = 8 * 1024 * 1024
+#: Octets of WAL that mean that a reader keeps checkpoints from ending.
+WAL_ALARM = 256 * 1024 * 1024
+#: Rows deleted in one step.
+STEP_ROWS = 2_000
+#: Changes that the change table keeps.
+CHANGES = 1_000
+#: Between two looks at sizes and ages, s.
+LOOK = 30.0
+
+
+@dataclass(frozen=True)
+class Keep:
+    """``[keep]``: how long decisions stay. Counts and bans are never dropped for space."""
+
+    #: ms.
+    decisions: int = 90 * DAY
+    #: Octets of the database.
+    max_size: int = 10_000_000_000
+    #: Octets free on its file system.
+    min_free: int = 1_000_000_000
+
+
+class Upkeep:
+    """One step at a time, each short enough not to be felt."""
+
+    def __init__(self, ledger: Ledger, path: str, keep: Keep) -> None:
+        self._ledger = ledger
+        self._path = path
+        self._keep = keep
+        self._cursor: tuple[str, str, str] | None = ("", "", "")
+        self._next_look = 0.0
+        self._next_checkpoint = 0.0
+        self._crowded = False
+        self._alarmed = False
+
+    def step(self, idle: bool, keep: Keep) -> bool:
+        """Do the most urgent thing; whether there is more to do at once."""
+        self._keep = keep
+        clock = time.monotonic()
+        if clock >= self._next_checkpoint:
+            self._next_checkpoint = clock + 0.2
+            if _size(self._path + "-wal") > CHECKPOINT:
+                self.checkpoint()
+        if not idle:
+            return False
+        step = self._ledger.clock.step()
+        if step:
+            log.error(
+                "clock-step: the wall clock moved by %+.1f s; limits, bans and expiries go on by elapsed time", step / 1000
+            )
+        if clock >= self._next_look:
+            self._next_look = clock + LOOK
+            self._look()
+        return self._index_one() or self._retire_one() or self._sweep_counters()
+
+    def checkpoint(self, wait: bool = False) -> None:
+        """Copy the WAL into the database, unless a ``policyctl`` is changing something at this moment."""
+        try:
+            with locks.write_lock(self._path, 5.0 if wait else 0.0):
+                self._ledger.connection.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if wait else 'PASSIVE'})").fetchone()
+        except StoreBusy:
+            return
+        size = _size(self._path + "-wal")
+        if size > WAL_ALARM and not self._alarmed:
+            log.error("wal-growth: %s-wal has %d MB; a reader holds it, see 'policyctl status'", self._path, size >> 20)
+        self._alarmed = size > WAL_ALARM
+
+    def _look(self) -> None:
+        """Look at sizes, and start over with the sweep of the counters."""
+        connection = self._ledger.connection
+        pages, free, size = (
+            connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+        )
+        try:
+            disk = os.statvfs(os.path.dirname(os.path.abspath(self._path)))
+            left = disk.f_bavail * disk.f_frsize
+        except OSError:
+            left = self._keep.min_free
+        crowded = (pages - free) * size > self._keep.max_size or left < self._keep.min_free
+        if crowded and not self._crowded:
+            log.warning(
+                "keep: the database has %d MB, the disk %d MB free; decisions that said DUNNO go first",
+                (pages - free) * size // 1_000_000,
+                left // 1_000_000,
+            )
+        self._crowded = crowded
+        if left < self._keep.min_free and free:
+            connection.execute("PRAGMA incremental_vacuum(2000)").fetchall()
+        if self._cursor is None:
+            self._cursor = ("", "", "")
+        self._prune_changes()
+
+    def _index_one(self) -> bool:
+        """Give one closed partition one of its indexes."""
+        for partition in reversed(self._ledger.partitions):
+            if partition.closed_at and not partition.indexed:
+                connection = self._ledger.connection
+                have = {row[1] for row in connection.execute(f"PRAGMA index_list({partition.table})")}
+                for statement in partitions.index_statements(partition):
+                    if statement.split("EXISTS ", 1)[1].split()[0] not in have:
+                        connection.execute(statement)
+                        return True
+                connection.execute("UPDATE decision_partition SET indexed = 1 WHERE number = ?", (partition.number,))
+                self._ledger.partitions = partitions.catalogue(connection)
+                return True
+        return False
+
+    def _retire_one(self) -> bool:
+        """Drop the oldest partition when it is past its age; with little room, passed mail first, oldest first."""
+        closed = [partition for partition in reversed(self._ledger.partitions) if partition.closed_at]
+        if not closed:
+            return False
+        oldest = closed[0]
+        if oldest.closed_at < self._ledger.clock.now() - self._keep.decisions or len(closed) >= partitions.MOST - 1:
+            return self._drop(oldest)
+        if not self._crowded:
+            return False
+        connection = self._ledger.connection
+        for partition in closed:
+            deleted = connection.execute(
+                f"DELETE FROM {partition.table} WHERE id IN "
+                f"(SELECT id FROM {partition.table} WHERE verdict = 'pass' LIMIT ?)",
+                (STEP_ROWS,),
+            ).rowcount
+            if deleted:
+                self._next_look = 0.0
+                return True
+        self._next_look = 0.0
+        return self._drop(oldest)
+
+    def _drop(self, partition: partitions.Partition) -> bool:
+        connection = self._ledger.connection
+        # In steps: dropping a large table at once takes as long as deleting its rows.
+        deleted = connection.execute(
+            f"DELETE FROM {partition.table} WHERE id IN (SELECT id FROM {partition.table} LIMIT ?)", (STEP_ROWS,)
+        ).rowcount
+        if not deleted:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                partitions.drop(connection, partition)
+                connection.execute("COMMIT")
+            except sqlite3.Error:
+                self._ledger.rollback()
+                raise
+            self._ledger.partitions = partitions.catalogue(connection)
+        return True
+
+    def _sweep_counters(self) -> bool:
+        """Delete the counters that can count nothing any more, a stretch of the table at a time."""
+        if self._cursor is None:
+            return False
+        connection = self._ledger.connection
+        rows = connection.execute(
+            "SELECT scope, value, unit, expires_at FROM counter WHERE (scope, value, unit) > (?, ?, ?) "
+            "ORDER BY scope, value, unit LIMIT ?",
+            (*self._cursor, STEP_ROWS),
+        ).fetchall()
+        now = self._ledger.clock.now()
+        old = [row[:3] for row in rows if row[3] < now]
+        if old:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                connection.executemany(
+                    f"DELETE FROM counter WHERE scope = ? AND value = ? AND unit = ? AND expires_at < {now:d}", old
+                )
+                connection.execute("COMMIT")
+            except sqlite3.Error:
+                self._ledger.rollback()
+                raise
+            self._ledger.forget_counters()
+        self._cursor = rows[-1][:3] if len(rows) == STEP_ROWS else None
+        return self._cursor is not None
+
+    def _prune_changes(self) -> None:
+        self._ledger.connection.execute(
+            "DELETE FROM change WHERE generation < (SELECT max(generation) FROM change) - ?", (CHANGES,)
+        )
+        now = self._ledger.clock.now()
+        for table in ("ban", "allow", "user_limit", "user_grant", "check_mode"):
+            self._ledger.connection.execute(
+                f"DELETE FROM {table} WHERE expires_at > 0 AND expires_at < ?", (now - 7 * DAY,)
+            )
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0

@@ -1,0 +1,285 @@
+"""The writer: one thread, one connection, group commit, and what it does when the database is in trouble.
+
+The loop queues operations; the thread takes all that wait, runs them in one transaction, and hands the decisions back
+in one call on the loop. In trouble (locked, full, damaged) it goes on in memory: bans that are known hold, what counts
+is counted and kept in the backlog, up to a bound; beyond it an operation that must count gets no decision, and the
+server answers what ``fail`` says. About twice a second it tries the disk again. A damaged file is moved aside, never
+overwritten, and a new one is begun with the steering data that are known.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from policyd.decision import Decision, Operation
+from policyd.errors import StoreDamaged, StoreError
+from policyd.store import aside, connect
+from policyd.store.clock import LedgerClock, stored_base
+from policyd.store.ledger import Batch, Ledger, NotWritten, Settle
+from policyd.store.upkeep import Keep, Upkeep
+
+#: Operations in one transaction at the most.
+BATCH = 256
+#: Between two attempts to reach a sick database, s.
+RETRY = 0.5
+#: Between two steps of upkeep, s.
+UPKEEP = 1.0
+
+log = logging.getLogger("policyd.store")
+Handed = list[tuple[Operation, Decision | None]]
+
+
+class Writer:
+    """Owns the database from :meth:`start` to :meth:`stop`."""
+
+    def __init__(
+        self,
+        path: str,
+        settle: Settle,
+        *,
+        durability: str = "full",
+        backlog: int = 10_000,
+        keep: Keep | None = None,
+        stopwatch: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        """
+        :param backlog: decisions kept in memory at the most while the database is in trouble.
+        """
+        self.path = path
+        self.durability = durability
+        self.most_in_memory = backlog
+        self.keep = keep or Keep()
+        #: Called on the loop with what a batch came to; set before :meth:`start`.
+        self.deliver: Callable[[Handed], None] = lambda handed: None
+        #: Called on the loop when the file was replaced, so that readers open the new one.
+        self.replaced: Callable[[], None] = lambda: None
+        #: Runs a call on the loop; set before :meth:`start`.
+        self.on_loop: Callable[..., object] = lambda call, *args: call(*args)
+        self.sick = ""
+        #: Decisions that no row will tell of, since the trouble began.
+        self.untold = 0
+        self._settle = settle
+        self._stopwatch = stopwatch
+        self._queue: deque[Operation] = deque()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._next_retry = 0.0
+        self._thread = threading.Thread(target=self._main, name="policyd-writer", daemon=True)
+        self._ledger: Ledger
+        self._upkeep: Upkeep
+        self.clock: LedgerClock
+
+    # --- on the loop's thread ----------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Open the database, upgrading or replacing it where that is needed.
+
+        :raises StoreError: it cannot be opened at all.
+        """
+        try:
+            connection = connect.open_for_daemon(self.path, self.durability)
+        except StoreDamaged as error:
+            connection = self._begin_anew(str(error), None)
+        self.clock = LedgerClock(stored_base(connection))
+        self._ledger = Ledger(connection, self.clock, self._settle, self._stopwatch, _report)
+        self._upkeep = Upkeep(self._ledger, self.path, self.keep)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def submit(self, operation: Operation) -> None:
+        """Queue an operation; its decision comes by ``deliver``."""
+        self._queue.append(operation)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def waiting(self) -> int:
+        """Operations that no transaction has taken yet."""
+        return len(self._queue)
+
+    def stop(self) -> None:
+        """Settle what is queued, write the backlog if that can be, checkpoint, close."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join()
+
+    # --- on the writer's thread --------------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        pause = UPKEEP
+        while True:
+            self._wake.wait(pause)
+            self._wake.clear()
+            while self._queue:
+                operations = []
+                while self._queue and len(operations) < BATCH:
+                    operations.append(self._queue.popleft())
+                self._hand_back(operations, self._run(operations))
+                self._upkeep_if_due()
+            if self.sick:
+                self._try_to_heal()
+            busy = self._upkeep_if_due()
+            if self._stopping and not self._queue:
+                break
+            pause = 0.0 if busy and not self.sick else RETRY if self.sick else UPKEEP
+        self._close()
+
+    def _run(self, operations: Sequence[Operation]) -> list[Decision | None]:
+        """Decide a batch on disk or, if that cannot be, in memory."""
+        if self.sick:
+            self._try_to_heal()
+        if not self.sick:
+            try:
+                return self._ledger.run(operations).decisions
+            except NotWritten as failure:
+                error = failure.__cause__
+                assert isinstance(error, sqlite3.Error)
+                self._fall_sick(error)
+                return self._keep(failure.batch, operations)
+            except sqlite3.Error as error:
+                self._fall_sick(error)
+            except StoreError as error:
+                self._fall_sick(error)
+        room = self.most_in_memory - len(self._ledger.backlog.decisions)
+        if room < len(operations):
+            return self._overflow(operations, room)
+        return self._keep(self._ledger.run_in_memory(operations), operations)
+
+    def _keep(self, batch: Batch, operations: Sequence[Operation]) -> list[Decision | None]:
+        self._ledger.keep(batch)
+        return batch.decisions
+
+    def _overflow(self, operations: Sequence[Operation], room: int) -> list[Decision | None]:
+        """With no room in memory for all: what must count gets no decision, the rest is decided and not told of."""
+        decisions: list[Decision | None] = []
+        for operation in operations:
+            if _counts(operation) and room <= 0:
+                decisions.append(None)
+                continue
+            batch = self._ledger.run_in_memory([operation])
+            if room > 0:
+                self._ledger.keep(batch)
+                room -= 1
+            else:
+                self.untold += 1
+            decisions += batch.decisions
+        return decisions
+
+    def _hand_back(self, operations: Sequence[Operation], decisions: Sequence[Decision | None]) -> None:
+        self.on_loop(self.deliver, list(zip(operations, decisions, strict=True)))
+
+    def _fall_sick(self, error: sqlite3.Error | StoreError) -> None:
+        trouble = error if isinstance(error, StoreError) else connect.translate(error, self.path)
+        self.sick = str(trouble)
+        self._next_retry = time.monotonic() + RETRY
+        log.error("store-sick: %s; deciding in memory, up to %d decisions", trouble, self.most_in_memory)
+        if isinstance(trouble, StoreDamaged):
+            self._replace(str(trouble))
+
+    def _try_to_heal(self) -> None:
+        if time.monotonic() < self._next_retry:
+            return
+        try:
+            self._reopen()
+            written = len(self._ledger.backlog.decisions)
+            self._ledger.write_backlog()
+        except (sqlite3.Error, StoreError) as error:
+            trouble = error if isinstance(error, StoreError) else connect.translate(error, self.path)
+            if str(trouble) != self.sick:
+                log.error("store-sick: %s", trouble)
+                self.sick = str(trouble)
+            if isinstance(trouble, StoreDamaged):
+                self._replace(str(trouble))
+            self._next_retry = time.monotonic() + RETRY
+            return
+        log.warning(
+            "store-well: %s is written again; %d decisions were kept in memory and are on disk now, %d left no row",
+            self.path,
+            written,
+            self.untold,
+        )
+        self.sick = ""
+        self.untold = 0
+
+    def _reopen(self) -> None:
+        """Open the file again: it may have been replaced, or the file system mounted anew."""
+        connection = connect.open_for_daemon(self.path, self.durability)
+        old = self._ledger.connection
+        try:
+            self._ledger.reopened(connection)
+        except BaseException:
+            connection.close()
+            self._ledger.connection = self._ledger.mirror.connection = old
+            raise
+        old.close()
+        self.on_loop(self.replaced)
+
+    def _replace(self, why: str) -> None:
+        """Move the damaged file aside and begin a new one."""
+        try:
+            self._ledger.connection.close()
+            connection = self._begin_anew(why, self._ledger)
+            self._ledger.reopened(connection)
+            self._next_retry = 0.0
+        except (sqlite3.Error, StoreError, OSError) as error:
+            log.error("store-sick: %s cannot be replaced: %s", self.path, error)
+            self._next_retry = time.monotonic() + RETRY
+
+    def _begin_anew(self, why: str, ledger: Ledger | None) -> sqlite3.Connection:
+        kept = aside.move(self.path)
+        log.error("store-damaged: %s; kept aside as %s, beginning a new database", why, kept)
+        connection = connect.open_for_daemon(self.path, self.durability)
+        saved = aside.restore_steering(connection, kept, ledger.steering if ledger is not None else None)
+        log.error(
+            "store-damaged: %d bans, allows, limits, grants and modes were taken over; the counts and decisions stay in %s"
+            " ('policyctl db restore BACKUP' brings back a backup)",
+            saved,
+            Path(kept).name,
+        )
+        return connection
+
+    def _upkeep_if_due(self) -> bool:
+        if self.sick:
+            return False
+        try:
+            return self._upkeep.step(idle=not self._queue, keep=self.keep)
+        except (sqlite3.Error, StoreError) as error:
+            self._ledger.rollback()
+            self._fall_sick(error)
+            return False
+
+    def _close(self) -> None:
+        if self.sick:
+            self._next_retry = 0.0
+            self._try_to_heal()
+        if self.sick:
+            log.error(
+                "store-sick: %s; %d decisions could not be written and are lost",
+                self.sick,
+                len(self._ledger.backlog.decisions),
+            )
+        try:
+            if not self.sick:
+                self._upkeep.checkpoint(wait=True)
+            self._ledger.connection.close()
+        except (sqlite3.Error, StoreError) as error:
+            log.error("%s could not be closed in order: %s", self.path, error)
+
+
+def _counts(operation: Operation) -> bool:
+    """Whether the operation would count something if it passed."""
+    return any(
+        heard.opinion is not None and heard.opinion.quota is not None and heard.opinion.quota.counts
+        for heard in operation.proposal.heard
+    )
+
+
+def _report(operation: Operation, error: Exception) -> None:
+    log.error("decision failed on instance %r: %s: %s", operation.request.instance, type(error).__name__, error)
