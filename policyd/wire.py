@@ -30,11 +30,13 @@ REQUEST_TYPE = "smtpd_access_policy"
 class RequestParser:
     """Cuts a stream of bytes into requests."""
 
-    __slots__ = ("_buffer", "_scanned")
+    __slots__ = ("_buffer", "_line", "_scanned")
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._scanned = 0
+        #: Where the last line begins, as far as it was scanned.
+        self._line = 0
 
     def feed(self, data: bytes) -> None:
         """Take what arrived, in pieces of any size."""
@@ -57,9 +59,13 @@ class RequestParser:
         if end == -1:
             if buffer[:1] == b"\n":
                 raise ProtocolError("an empty request")
-            if len(buffer) > MAX_REQUEST:
+            # The last line's LF may be here already, and is not part of the request's size.
+            if len(buffer) > MAX_REQUEST + 1:
                 raise ProtocolError(f"a request of more than {MAX_REQUEST} octets")
-            if len(buffer) - buffer.rfind(b"\n") - 1 > MAX_LINE:
+            newline = buffer.rfind(b"\n", self._scanned)
+            if newline != -1:
+                self._line = newline + 1
+            if len(buffer) - self._line > MAX_LINE:
                 raise ProtocolError(f"a line of more than {MAX_LINE} octets")
             self._scanned = max(0, len(buffer) - 1)
             return None
@@ -67,7 +73,7 @@ class RequestParser:
             raise ProtocolError(f"a request of more than {MAX_REQUEST} octets")
         block = bytes(buffer[:end])
         del buffer[: end + 2]
-        self._scanned = 0
+        self._scanned = self._line = 0
         return parse_attributes(block)
 
 
@@ -105,4 +111,8 @@ def parse_attributes(block: bytes) -> dict[str, str]:
 
 def encode(answer: Answer) -> bytes:
     """The bytes that carry ``answer`` to Postfix."""
-    return f"action={answer.verb} {answer.text}\n\n".encode() if answer.text else f"action={answer.verb}\n\n".encode()
+    return (
+        f"action={answer.verb} {answer.text}\n\n".encode()
+        if answer.text
+        else f"action={answer.verb}\n\n".encode()
+    )
