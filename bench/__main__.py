@@ -1,0 +1,77 @@
+"""``python -m bench [NAME ...] [--quick]``: measures, prints the figures with what they depend on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from bench import figures, machine, servers
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure policyd beside a server that does nothing and beside its peers, in one run.",
+        epilog="; ".join(
+            f"{name}: {(measure.__doc__ or '').splitlines()[0]}" for name, measure in figures.FIGURES.items()
+        ),
+    )
+    parser.add_argument(
+        "names", metavar="NAME", nargs="*", help=f"{', '.join(figures.FIGURES)} (default: all)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a minute instead of ten: whether it works, not how fast it is"
+    )
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        default=servers.ROOT / "var",
+        help="where the databases are made and removed again; up to 4 GB, a real disk (default: var/)",
+    )
+    return parser
+
+
+def main() -> int:
+    """Measure what was asked for; 1 when something could not be measured."""
+    parser = arguments()
+    given = parser.parse_args()
+    unknown = [name for name in given.names if name not in figures.FIGURES]
+    if unknown:
+        parser.error(
+            f"{', '.join(unknown)}: there is no such figure; choose from {', '.join(figures.FIGURES)}"
+        )
+    names = given.names or list(figures.FIGURES)
+    if not given.names:
+        names.remove("held")  # part of "size", on the large database
+    scale = figures.QUICK if given.quick else figures.FULL
+    began = time.monotonic()
+    failed = False
+    try:
+        with figures.work_directory(given.directory.absolute()) as work:
+            for line in machine.describe(work):
+                print(line, flush=True)
+            if given.quick:
+                print("quick     one short round and a small database: whether it works, not how fast it is")
+            for name in names:
+                print(f"\n{name}: {(figures.FIGURES[name].__doc__ or '').splitlines()[0]}", flush=True)
+                try:
+                    figures.FIGURES[name](scale, work, lambda line: print(f"  {line}", flush=True))
+                except servers.Trouble as trouble:
+                    failed = True
+                    print(f"  NOT MEASURED: {trouble}", flush=True)
+            print(f"\nload      {os.getloadavg()[0]:.2f} at the end, after {time.monotonic() - began:.0f} s")
+    except OSError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted; everything it started was ended", file=sys.stderr)
+        return 130
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
