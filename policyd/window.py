@@ -241,7 +241,7 @@ class Counter:
                     width not in LADDER
                     or len(slots) != cells
                     or max(slots, default=0) >= SLOTS
-                    or first > MAX_AMOUNT
+                    or first * width > MAX_AMOUNT
                 ):
                     raise ValueError("a damaged counter: no such series")
                 all_series[width] = Series(
