@@ -105,7 +105,7 @@ COMMANDS: dict[str, Entry] = {
     "explain": Entry("policyd.cli.explain:explain", "One decision: each check's opinion and numbers", _LOOK),
     "log": Entry("policyd.cli.log:log", "Search the decisions", _LOOK),
     "ask": Entry("policyd.cli.ask:ask", "Send one request to the running daemon", _LOOK),
-    "try": Entry("policyd.cli.ask:try_", "Decide one request here; nothing is counted", _LOOK),
+    "try": Entry("policyd.cli.try_cmd:try_", "Decide one request here; nothing is counted", _LOOK),
     "status": Entry("policyd.cli.status:status", "Does it run, and is all well", _LOOK),
     "config": Entry("", "The configuration file", _SERVE),
     "config check": Entry("policyd.cli.config_cmd:check", "Every problem of the file, with its place"),
@@ -185,11 +185,7 @@ class Noun(LazyGroup):
         if not ctx.resilient_parsing:
             if all(arg == "--json" for arg in args) and self._entry("list") is not None:
                 args = ["list", *args]
-            elif (
-                self.otherwise
-                and args[0] not in self.list_commands(ctx)
-                and args[0] not in ctx.help_option_names
-            ):
+            elif self.otherwise and args[0] not in self.list_commands(ctx):
                 args = [self.otherwise, *args]
             elif not args:
                 args = ["--help"]

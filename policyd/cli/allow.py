@@ -25,6 +25,7 @@ def add_allow(session: Session, kind: str, values: tuple[str, ...], terms: Terms
     policyctl allow recipient abuse@example.org
 
     Without --for or --until it holds until 'policyctl unallow KIND VALUE'. '-' reads a list from stdin.
+    Also: allow list, allow show KIND VALUE, allow rm KIND VALUE.
     """
     entries.add(session, "allow", kind, values, terms, lambda connection, value: None)
     entries.warn_without(session, "allow", "allow")

@@ -34,6 +34,7 @@ def add_ban(session: Session, kind: str, values: tuple[str, ...], force: bool, t
     policyctl ban client -                   a list on stdin, one a line
 
     Without --for or --until it holds until 'policyctl unban KIND VALUE'. A ban that is set again is replaced.
+    Also: ban list, ban show KIND VALUE, ban rm KIND VALUE.
     """
 
     def objection(connection: sqlite3.Connection, value: str) -> None:

@@ -8,9 +8,10 @@ import json
 import os
 import pwd
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
@@ -135,11 +136,11 @@ def one_line(text: str) -> str:
     return "".join(ch if ch.isprintable() else ch.encode("unicode_escape").decode("ascii") for ch in text)
 
 
-def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """``; did you mean X?`` for the nearest of ``candidates``, or nothing."""
+def did_you_mean(name: str, candidates: Iterable[str], likeness: float = 0.6) -> str:
+    """``; did you mean X?`` for the one of ``candidates`` that is most like ``name`` (0 to 1), or nothing."""
     import difflib
 
-    near = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name, list(candidates), n=1, cutoff=likeness)
     return f"; did you mean {escape(near[0])}?" if near else ""
 
 
@@ -167,11 +168,10 @@ class Times(NamedTuple):
 
     def until(self, expires_at: int) -> str:
         """When something ends, for people: rounded up to the minute, so that it is never too early."""
-        return (
-            self.text(-(-(expires_at + self.ahead) // 60_000) * 60_000 - self.ahead)
-            if expires_at
-            else "taken back"
-        )
+        if not expires_at:
+            return "taken back"
+        # Reading two clocks takes a moment: 08:00 and a few ms is meant as 08:00.
+        return self.text(-(-(expires_at + self.ahead - 1_000) // 60_000) * 60_000 - self.ahead)
 
 
 # --- input -----------------------------------------------------------------------------------------------------------
@@ -228,12 +228,20 @@ def printable(text: str, what: str, longest: int = 500) -> str:
 
 
 class Terms(NamedTuple):
-    """How a change is made: by whom, why, for how long (ms; 0: until taken back), and whether for real."""
+    """How a change is made: by whom, why, for how long, and whether for real."""
 
     author: str
     reason: str
-    lasts: int
+    #: ``--for``, ms; 0 when not given.
+    duration: int
+    #: ``--until``, wall time in ms; 0 when not given.
+    until: int
     dry_run: bool
+
+    @property
+    def lasts(self) -> int:
+        """For how many ms from now, 0: until taken back. Asked when it is written: a list on stdin may take its time."""
+        return max(1, self.until - time.time_ns() // 1_000_000) if self.until else self.duration
 
     @property
     def prefix(self) -> str:
@@ -259,7 +267,7 @@ def steering_options(lasts: bool = True, required: bool = False) -> Callable[[F]
             **options: Any,
         ) -> Any:
             with usage_errors():
-                terms = Terms(author(), printable(reason, "reason"), _lasts(for_, until, required), dry_run)
+                terms = Terms(author(), printable(reason, "reason"), *_ends(for_, until, required), dry_run)
             return command(*args, terms=terms, **options)
 
         wrapped = click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")(
@@ -279,19 +287,19 @@ def steering_options(lasts: bool = True, required: bool = False) -> Callable[[F]
     return decorate
 
 
-def _lasts(for_: str | None, until: str | None, required: bool) -> int:
+def _ends(for_: str | None, until: str | None, required: bool) -> tuple[int, int]:
+    """What ``--for`` and ``--until`` mean: a duration and a wall time in ms, one of them 0, or both."""
     from policyd.cli.when import parse_for, parse_until
 
     if for_ is not None and until is not None:
         raise ValueError("--for and --until exclude each other")
     if for_ is not None:
-        return parse_for(for_)
+        return parse_for(for_), 0
     if until is not None:
-        now = datetime.now().astimezone()
-        return (parse_until(until, now) - now) // timedelta(milliseconds=1)
+        return 0, round(parse_until(until, datetime.now().astimezone()).timestamp() * 1000)
     if required:
         raise ValueError("say for how long: --for 1h, or --until 18:30")
-    return 0
+    return 0, 0
 
 
 def _set_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:

@@ -146,7 +146,7 @@ def warn_without(session: Session, use: str, table: str) -> None:
 
 def _missing(session: Session, table: str, kind: str, value: str, there: list[str]) -> str:
     noun = "banned" if table == "ban" else "allowed"
-    near = did_you_mean(value, there) or f"; policyctl {table}s lists what is"
+    near = did_you_mean(value, there, 0.85) or f"; policyctl {table}s lists what is"
     return f"{kind} {shown(value)} is not {noun}{near}"
 
 

@@ -41,6 +41,8 @@ def add_grant(session: Session, user: str, amount: str, unit: str | None, force:
     \b
     policyctl grant alice@example.org 5000 recipients --until 'tomorrow 08:00' --reason 'invitation, ticket 4711'
     policyctl grant alice@example.org 500MB --for 24h
+
+    Also: grant list [USER], grant show NUMBER, grant rm NUMBER|USER.
     """
     from policyd.store import admin, dump
 

@@ -158,7 +158,7 @@ def reset_usage(session: Session, user: str, terms: Terms) -> None:
         with admin.change(connection, terms.author, terms.reason, terms.dry_run) as change:
             counters = change.reset_usage(user)
             if counters:
-                change.record("quota reset", user, f"{counters} counters")
+                change.record("quota reset", user, f"counters forgotten: {counters}")
     said = "begins anew in every window" if counters else "has used nothing"
     session.done(
         {"dry_run": terms.dry_run, "user": user, "counters": counters}, f"{terms.prefix}{escape(user)} {said}"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone
 
-from policyd.units import DAY, parse_duration
+from policyd.units import parse_duration
 
-#: Nothing is set for longer than this, ms.
-LONGEST = 36_525 * DAY
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _DURATION = re.compile(r"(?:\d+(?:ms|[smhdw]))+", re.ASCII)
 _MOMENT = re.compile(
@@ -49,25 +47,25 @@ def parse_until(text: str, now: datetime) -> datetime:
     try:
         clock = time(int(match["hour"] or 0), int(match["minute"] or 0), int(match["second"] or 0))
         if match["year"]:
-            day, step = datetime(int(match["year"]), int(match["month"]), int(match["date"])).date(), 0  # noqa: DTZ001
+            day, step = date(int(match["year"]), int(match["month"]), int(match["date"])), 0
         else:
             ahead, step = _ahead(match["day"], here, text)
             day = here.date() + timedelta(days=ahead)
-        moment = _at(datetime.combine(day, clock), zone)
-        if step and moment <= now:
-            moment = _at(datetime.combine(day + timedelta(days=step), clock), zone)
-        too_far = moment - now > timedelta(milliseconds=LONGEST)
-    except OverflowError:
-        too_far, moment = True, now
     except ValueError as error:
         if str(error).startswith(repr(text)):
             raise
         raise ValueError(f"{text!r} is no time: {error}") from None
-    if too_far:
+    if day.year > here.year + 100:
         raise ValueError(f"{text!r} is more than 100 years away")
-    if moment <= now:
-        raise ValueError(f"{text!r} is in the past: it is {now.astimezone(zone):%Y-%m-%d %H:%M}")
-    return moment
+    # A day's margin for the zone; years at the end of the calendar have no instant in every zone.
+    past = day < here.date() - timedelta(days=2)
+    if not past:
+        moment = _at(datetime.combine(day, clock), zone)
+        if step and moment <= now:
+            moment = _at(datetime.combine(day + timedelta(days=step), clock), zone)
+        if moment > now:
+            return moment
+    raise ValueError(f"{text!r} is in the past: it is {here:%Y-%m-%d %H:%M}")
 
 
 def _no_time(text: str) -> ValueError:
