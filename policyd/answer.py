@@ -28,7 +28,9 @@ _STRENGTH = {
     "REJECT": REFUSE,
 }
 _CODE = re.compile(r"[45][0-9][0-9]", re.ASCII)
-_ENHANCED = re.compile(r"([245])\.([0-9]{1,3})\.([0-9]{1,3})(?: (?=\S)|$)", re.ASCII)
+_ENHANCED = re.compile(r"([245])\.[0-9]{1,3}\.[0-9]{1,3}(?: +|$)", re.ASCII)
+#: The class of the reply that Postfix gives for a word, unless main.cf says otherwise (access(5)).
+_CLASS = {"REJECT": "5", "DEFER": "4", "DEFER_IF_PERMIT": "4"}
 _HEADER = re.compile(r"[!-9;-~]+: \S", re.ASCII)
 
 
@@ -72,21 +74,21 @@ def make_answer(verb: str, text: str = "") -> Answer:
     enhanced = _ENHANCED.match(text)
     if enhanced and enhanced.end() == len(text):
         raise ValueError(f"the status code {text} has no text after it")
-    if _CODE.fullmatch(verb):
-        if not text:
-            raise ValueError(f"the reply code {verb} has no text after it")
-        if enhanced and enhanced[1] != verb[0]:
-            raise ValueError(f"the status code {enhanced[0].strip()} is of another class than {verb}")
+    if not text and _CODE.fullmatch(verb):
+        raise ValueError(f"the reply code {verb} has no text after it")
+    if enhanced and enhanced[1] != _CLASS.get(verb, verb[0]):
+        raise ValueError(f"the status code {enhanced[0].strip()} is of another class than {verb}")
     return Answer(verb, text)
 
 
 def escape(text: str, limit: int = 200) -> str:
     """``text`` from outside made fit for an answer or a log: ASCII, printable, at most ``limit`` characters.
 
-    What is not printable ASCII becomes ``\\xNN``, ``\\uNNNN`` or ``\\UNNNNNNNN``, a backslash is doubled.
+    What is not printable ASCII becomes ``\\xNN``, ``\\uNNNN`` or ``\\UNNNNNNNN``, a backslash is doubled. A text that
+    was cut ends in ``...``.
     """
-    if len(text) > limit:
-        text = text[:limit]
+    # One more than fits, so that what was cut is seen to be cut.
+    text = text[: limit + 1]
     if not (text.isascii() and text.isprintable() and "\\" not in text):
         text = text.encode("unicode_escape").decode("ascii")
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,8 +1,8 @@
 """How a table of the configuration is declared: a frozen dataclass whose fields say how a value is read.
 
-A check declares its own section this way (``Options``); :mod:`policyd.config` reads TOML tables into such classes. Each field gives a
-reader, which turns the TOML value into the typed one or raises :class:`ValueError`, and a help text, which the manual
-must carry.
+A check declares its own section this way (``Options``); :mod:`policyd.config` reads TOML tables into such classes.
+Each field gives a reader, which turns the TOML value into the typed one or raises :class:`ValueError`, and a help
+text, which the manual must carry.
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ def template(*fields: str) -> Reader:
         if not text.strip() or not text.isprintable():
             raise ValueError("must be one printable line")
         if len(text.encode()) > 250:
-            raise ValueError("is longer than 250 bytes; the numbers and the reference need the rest of the line")
+            raise ValueError(
+                "is longer than 250 bytes; the numbers and the reference need the rest of the line"
+            )
         try:
             fill(text, dict.fromkeys(fields, "x"))
         except KeyError as error:
@@ -141,5 +143,12 @@ def _split_fields(text: str) -> Iterable[str]:
 
 
 def _kind(value: Any) -> str:
-    names = {bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list", dict: "a table"}
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "a text",
+        list: "a list",
+        dict: "a table",
+    }
     return names.get(type(value), "a date")

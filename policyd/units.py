@@ -47,7 +47,7 @@ def parse_duration(text: str) -> int:
 
 
 def format_duration(ms: int) -> str:
-    """The shortest text that :func:`parse_duration` reads back as ``ms``."""
+    """A text that :func:`parse_duration` reads back as ``ms``: days, hours, minutes, seconds; ``0s`` below 1 ms."""
     if ms <= 0:
         return "0s"
     parts = []
@@ -116,7 +116,9 @@ def parse_limit(text: str) -> Limit:
     """
     match = _LIMIT.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is no limit; write '20 recipients per 1h', '5 messages per 1m' or '20MB per 1d'")
+        raise ValueError(
+            f"{text!r} is no limit; write '20 recipients per 1h', '5 messages per 1m' or '20MB per 1d'"
+        )
     amount_text, unit, window_text = match[1], (match[2] or "").lower(), match[3]
     unit = {"message": "messages", "recipient": "recipients", "byte": "bytes"}.get(unit, unit)
     if unit in ("messages", "recipients"):
