@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterable, Sequence
@@ -194,36 +195,35 @@ class DecisionLog:
 
 def text_line(decision: Decision) -> str:
     """The decision as one line of ``key=value``."""
-    request, settled = decision.request, decision.settled
-    parts = [
-        _time(decision.wall_at),
-        f"id={decision.id}",
-        f"verdict={settled.verdict}",
-        f"check={_value(settled.by or '-')}",
-        f"stage={_value(request.stage or '-')}",
-    ]
+    identifier, _, wall_at, request, settled, policy, micros = decision
+    parts = [f"{_time(wall_at)} id={identifier} verdict={settled.verdict} check={settled.by or '-'}"]
     if settled.ref:
         parts.append(f"ref={settled.ref}")
-    for key, value in (
-        ("instance", request.instance),
-        ("queue_id", request.queue_id),
-        ("user", request.account),
-        ("client", request.client_address),
-    ):
-        if value:
-            parts.append(f"{key}={_value(value)}")
-    parts.append(f"sender=<{_value(request.sender, '<>')}>")
+    if request.stage:
+        parts.append(f"stage={_value(request.stage)}")
+    if request.instance:
+        parts.append(f"instance={_value(request.instance)}")
+    if request.queue_id:
+        parts.append(f"queue_id={_value(request.queue_id)}")
+    if request.account:
+        parts.append(f"user={_value(request.account)}")
+    if request.client_address:
+        parts.append(f"client={_value(request.client_address)}")
+    parts.append(f"sender=<{_value(request.sender, _ADDRESS)}>")
     if request.recipient:
-        parts.append(f"recipient=<{_value(request.recipient, '<>')}>")
-    parts.append(f"rcpts={request.recipient_count} size={request.size}")
-    parts.append(f"action={_value(str(settled.answer))}")
+        parts.append(f"recipient=<{_value(request.recipient, _ADDRESS)}>")
+    answer = settled.answer
+    parts.append(
+        f"rcpts={request.recipient_count} size={request.size} "
+        + (f"action={_value(f'{answer.verb} {answer.text}')}" if answer.text else f"action={answer.verb}")
+    )
     if settled.reason:
         parts.append(f"reason={_value(settled.reason)}")
     if settled.would:
         parts.append(f"would={_value(settled.would)}")
     if settled.mark:
         parts.append(f"mark={_value(settled.mark)}")
-    parts.append(f"policy={decision.policy} us={decision.micros}")
+    parts.append(f"policy={policy} us={micros}")
     return " ".join(parts)
 
 
@@ -263,15 +263,16 @@ def json_line(decision: Decision) -> str:
     )
 
 
-def _value(text: str, wrapped: str = "") -> str:
-    """``text`` escaped, in quotes when it would not stand for itself."""
-    if not (text.isascii() and text.isprintable() and "\\" not in text):
-        text = escape(text, 400)
-    if wrapped:
-        return text.replace("<", "\\x3c").replace(">", "\\x3e") if "<" in text or ">" in text or " " in text else text
-    if " " in text or '"' in text or "=" in text or not text:
-        return '"' + text.replace('"', '\\"') + '"'
-    return text
+#: What stands for itself as a value, and as an address within ``<>``.
+_PLAIN = re.compile(r"[A-Za-z0-9!#$%&'()*+,./:;<>?@\[\]^_`{|}~-]+", re.ASCII)
+_ADDRESS = re.compile(r"[A-Za-z0-9!#$%&'()*+,./:;=?@\[\]^_`{|}~-]*", re.ASCII)
+
+
+def _value(text: str, plain: re.Pattern[str] = _PLAIN) -> str:
+    """``text`` as it is when it can stand for itself, else escaped and in quotes."""
+    if plain.fullmatch(text):
+        return text
+    return '"' + escape(text, 400).replace('"', '\\"') + '"'
 
 
 @lru_cache(maxsize=8)

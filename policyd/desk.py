@@ -40,6 +40,9 @@ class Ledgering(Protocol):
     def submit(self, operation: Operation) -> None:
         """Queue an operation; it comes back to :meth:`Desk.deliver`."""
 
+    def give_way(self) -> None:
+        """Let the writer end what it is deciding at this moment."""
+
 
 class Desk:
     """Shared by all sessions. ``engine``, ``site``, ``deadline`` and ``fail`` are replaced at a reload."""
@@ -75,6 +78,7 @@ class Desk:
 
     def take(self, attributes: Mapping[str, str], listener: str, direction: str, reply: Callable[[Answer], None]) -> None:
         """Decide one request; ``reply`` is called once, on a later turn of the loop, with the answer."""
+        self._writer.give_way()
         request = self.site.request(attributes, listener, direction)
         case = Case(self, request, reply)
         self.waiting.add(case)
@@ -98,6 +102,7 @@ class Desk:
 
     def deliver(self, handed: Sequence[tuple[Operation, Decision | None]]) -> None:
         """What the writer made of a batch: answer each, then log."""
+        self._writer.give_way()
         for operation, decision in handed:
             operation.done(operation, decision)
         self.decision_log.write([decision for _, decision in handed if decision is not None])

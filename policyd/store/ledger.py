@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from policyd.answer import Answer
 from policyd.decision import MEMORY, Decision, Earlier, Operation, Settled
@@ -66,6 +67,29 @@ class Charge(NamedTuple):
     at: int
 
 
+class Turn:
+    """Lets one thread run Python undisturbed for a moment; the other asks before it begins something."""
+
+    __slots__ = ("_lock", "_taken")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken = False
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._taken = True
+
+    def __exit__(self, *error: object) -> None:
+        self._taken = False
+        self._lock.release()
+
+    def give_way(self) -> None:
+        """Wait until the turn ends, if there is one; never for long."""
+        if self._taken and self._lock.acquire(timeout=0.05):
+            self._lock.release()
+
+
 class Batch(NamedTuple):
     """What a batch of operations came to: a decision each (``None``: it failed), and what was counted."""
 
@@ -103,6 +127,8 @@ class Ledger:
         self.clock = clock
         self.mirror = SteeringMirror(connection)
         self.backlog = Batch([], [])
+        #: Held while a batch is decided: two threads that both want the interpreter only hinder each other.
+        self.turn = Turn()
         self._settle = settle
         self._stopwatch = stopwatch
         self._report = report
@@ -150,9 +176,11 @@ class Ledger:
         except BaseException:
             self.rollback()
             raise
-        batch = self.decide(operations)
+        with self.turn:
+            batch = self.decide(operations)
+            rows, counters = self._prepare(batch.decisions, self._dirty)
         try:
-            self._write(batch.decisions, self._dirty)
+            self._write(rows, counters)
             self.connection.execute("COMMIT")
         except sqlite3.Error as error:
             self.rollback()
@@ -196,7 +224,7 @@ class Ledger:
         try:
             self.begin()
             self._replay(self.backlog.charges)
-            self._write(self.backlog.decisions, {charge.key for charge in self.backlog.charges})
+            self._write(*self._prepare(self.backlog.decisions, {charge.key for charge in self.backlog.charges}))
             self.connection.execute("COMMIT")
         except sqlite3.Error:
             self.rollback()
@@ -381,17 +409,24 @@ class Ledger:
                 for row in rows:
                     self._seen.setdefault(row[0], []).append(Earlier(*row[1:]))
 
-    def _write(self, decisions: Sequence[Decision | None], dirty: Iterable[CounterKey]) -> None:
+    def _prepare(
+        self, decisions: Iterable[Decision | None], dirty: Iterable[CounterKey]
+    ) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
+        """The rows to write: decisions, and the counters that changed."""
+        now = self.clock.now()
+        counters = []
+        for key in sorted(dirty):
+            counter = self._counters[key]
+            counters.append((*key, counter.pack(), counter.expires(now)))
+        return [_row(decision) for decision in decisions if decision is not None], counters
+
+    def _write(self, rows: Sequence[tuple[Any, ...]], counters: Sequence[tuple[Any, ...]]) -> None:
         connection, now = self.connection, self.clock.now()
-        rows = [_row(decision) for decision in decisions if decision is not None]
         if rows and (not self.partitions or partitions.is_due(self.partitions[0], now, rows[0][0])):
             partitions.open_next(connection, now, rows[0][0])
             self.partitions = partitions.catalogue(connection)
         for chunk in _chunked(rows):
             connection.execute(_insert_decisions(self.partitions[0].table, len(chunk)), _flat(chunk))
-        counters = [
-            (*key, self._counters[key].pack(), self._counters[key].expires(now)) for key in sorted(dirty)
-        ]
         for chunk in _chunked(counters):
             connection.execute(_UPSERT_COUNTERS[len(chunk)], _flat(chunk))
         connection.execute(

@@ -100,6 +100,10 @@ class Writer:
         if not self._wake.is_set():
             self._wake.set()
 
+    def give_way(self) -> None:
+        """Called on the loop before it takes something up: let the writer end what it is deciding."""
+        self._ledger.turn.give_way()
+
     def waiting(self) -> int:
         """Operations that no transaction has taken yet."""
         return len(self._queue)
