@@ -46,14 +46,18 @@ class Sample:
     """Asks like Postfix, and writes what comes of it."""
 
     def __init__(
-        self, path: Path, limits: Sequence[str] = ("5 recipients per 1h",), mode: str = "enforce"
+        self,
+        path: Path,
+        limits: Sequence[str] = ("5 recipients per 1h",),
+        mode: str = "enforce",
+        engine: Engine | None = None,
     ) -> None:
         self.path = str(path)
         self.connection = open_for_daemon(self.path)
         self.clock = Past()
         self.ledger = Ledger(self.connection, self.clock, settle, lambda: 0, _no_report)
         options = quota.Options(limits=tuple(parse_limit(text) for text in limits))
-        self.engine = Engine(
+        self.engine = engine or Engine(
             [
                 Rule(
                     "allow",

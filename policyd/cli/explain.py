@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -78,7 +79,9 @@ def explain(session: Session, what: tuple[str, ...]) -> None:
     """
     from policyd.store.read import Wanted, decisions
 
-    text = click.get_text_stream("stdin").read(65_536) if what == ("-",) else " ".join(what)
+    text = " ".join(what)
+    if text == "-":
+        text = sys.stdin.buffer.read(65_536).decode(errors="replace")
     with session.reading() as connection:
         rows, by = find(connection, text)
         if not rows:

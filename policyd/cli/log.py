@@ -245,7 +245,7 @@ def line(row: Logged) -> str:
 @click.option("-f", "--follow", is_flag=True, help="Go on with new decisions as they come; end with Ctrl-C.")
 @json_option
 @pass_session
-def log(session: Session, by: str | None, limit: int, follow: bool, **options: str) -> None:
+def log(session: Session, /, by: str | None, limit: int, follow: bool, **options: str) -> None:
     """Search the decisions, newest last.
 
     With --json a list of objects; with --follow too, one object a line.

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: A small message, per unit.
+SMALL = {"messages": 1, "recipients": 1, "bytes": 1000}
+
 
 class Usage(NamedTuple):
     """One limit of one check, and how far it is used."""
@@ -39,7 +42,7 @@ class Usage(NamedTuple):
     #: The limit with the grants in force.
     allowed: int
     used: int
-    #: Ledger time (ms) when one more fits: now, if it does; 0: never.
+    #: Ledger time (ms) when a small message fits: now, if it does; 0: never.
     fits_at: int
     #: When the next part returns, and when all has; 0: nothing is used.
     returns_from: int
@@ -49,6 +52,11 @@ class Usage(NamedTuple):
     def room(self) -> int:
         """What still fits."""
         return max(0, self.allowed - self.used)
+
+    @property
+    def full(self) -> bool:
+        """Whether a small message does not fit."""
+        return self.room < SMALL[self.limit.unit]
 
 
 class Offline:
@@ -112,6 +120,7 @@ class Offline:
         counted = limit.unit if quota.external is None else f"{limit.unit}/external"
         counter = read.counter(self.connection, CounterKey(quota.scope, quota.value, counted))
         used = counter.used(limit.window, self.now)
+        small = SMALL[limit.unit]
         allowed = limit.amount + quota.grants.get(limit.unit, 0)
 
         def room_at(excess: int) -> int:
@@ -126,7 +135,7 @@ class Offline:
             limit,
             allowed,
             used,
-            room_at(used + 1 - allowed) if allowed > 0 else 0,
+            room_at(used + small - allowed) if allowed >= small else 0,
             room_at(1) if used else 0,
             room_at(used) if used else 0,
         )
@@ -142,8 +151,8 @@ class Offline:
             "client_name": last.client_name if last is not None else "",
             "helo_name": last.helo if last is not None else "",
             "policy_context": last.context if last is not None else "",
-            "recipient_count": "1",
-            "size": "1000",
+            "recipient_count": str(SMALL["recipients"]),
+            "size": str(SMALL["bytes"]),
             "sasl_method": "plain",
             "sasl_username": account,
         }

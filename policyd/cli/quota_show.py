@@ -209,15 +209,19 @@ def _circumstances(row: dict[str, Any], times: Times) -> str:
 @json_option
 @pass_session
 def quota_top(session: Session, scope: str, unit: str, window: str, limit: int) -> None:
-    """Who used the most in the window. What was counted with and without internal mail stands side by side."""
+    """Who used the most in the window. What was counted with and without internal mail stands side by side.
+
+    Counts reach back as far as the longest limit that looks at them.
+    """
     import heapq
 
     from policyd.store import read
-    from policyd.units import parse_window
+    from policyd.units import format_duration, parse_window
 
     with usage_errors("--window"):
         length = parse_window(window)
     found: dict[str, list[int | None]] = {}
+    reach = length
     with session.reading() as connection:
         times = Times.of(connection)
         with read.snapshot(connection):
@@ -226,6 +230,12 @@ def quota_top(session: Session, scope: str, unit: str, window: str, limit: int) 
                     used = counter.used(length, times.now)
                     if used:
                         found.setdefault(value, [None, None])[at] = used
+                        # A counter remembers as much as the longest limit on it needs.
+                        reach = min(reach, 60 * max(counter.all, default=0))
+    if reach < length:
+        session.note(
+            f"no limit on {unit} per {scope} is as long as {window}: some counts reach back {format_duration(reach)} only"
+        )
     most = heapq.nsmallest(limit, found.items(), key=lambda item: (-max(filter(None, item[1])), item[0]))
     records = [
         {

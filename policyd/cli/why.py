@@ -119,7 +119,7 @@ class Findings:
     @property
     def full(self) -> list[Usage]:
         """The enforced limits without room."""
-        return [usage for usage in self.usages if not usage.room and usage.mode == "enforce"]
+        return [usage for usage in self.usages if usage.full and usage.mode == "enforce"]
 
     def helps(self) -> list[str]:
         """The commands that help, most fitting first."""

@@ -1,0 +1,247 @@
+"""``policyctl status``: does it run, what was asked, is what is configured also asked, and is all well with the file."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import click
+
+from policyd.answer import escape
+from policyd.cli.common import Session, Times, json_option, pass_session, table
+from policyd.cli.log import iso
+from policyd.request import END_OF_MESSAGE, MX, RCPT, SUBMISSION
+from policyd.units import DAY, HOUR, format_duration, format_size
+
+#: Decisions that are looked at for the last day at the most, so that the answer comes at once whatever the load.
+LOOKED_AT = 300_000
+#: Octets of WAL that mean that something keeps it from being copied into the database.
+LONG_WAL = 256 * 1024 * 1024
+#: Difference of wall clock and ledger time that is worth a word, ms.
+APART = 2_000
+
+_VERDICTS = ("pass", "hold", "refuse")
+
+
+@click.command()
+@json_option
+@pass_session
+def status(session: Session) -> int:
+    """Does it run, and is all well. Exit code 4 when the daemon does not run."""
+    from policyd.store import locks
+
+    config = session.config
+    running = locks.daemon_running(config.store.path)
+    with session.reading() as connection:
+        found = _look(session, connection, running)
+    if session.json:
+        session.data(found)
+    else:
+        for text_line in _lines(found):
+            click.echo(text_line)
+    return 0 if running else 4
+
+
+def _look(session: Session, connection: sqlite3.Connection, running: bool) -> dict[str, Any]:
+    from policyd.cli.db import file_sizes
+    from policyd.store import migrate, read
+    from policyd.store.clock import stored_base
+    from policyd.store.steering_sync import SteeringMirror
+
+    config = session.config
+    times = Times.of(connection)
+    hour, hour_complete = read.arrived(connection, times.now - HOUR, LOOKED_AT)
+    day, day_complete = read.arrived(connection, times.now - DAY, LOOKED_AT)
+    newest = read.decisions(connection, read.Wanted(), 1)
+    mirror = SteeringMirror(connection)
+    mirror.load()
+    steering = mirror.steering
+    base = stored_base(connection)
+    before = base.wall - base.ledger if base is not None else 0
+    files = file_sizes(config.store.path)
+    stages = [
+        {
+            "direction": direction,
+            "stage": stage,
+            "decisions": sum(a.times for a in day if (a.direction, a.stage) == (direction, stage)),
+            "last": iso(max(a.last_wall for a in day if (a.direction, a.stage) == (direction, stage))),
+        }
+        for direction, stage in dict.fromkeys((a.direction, a.stage) for a in day)
+    ]
+    found: dict[str, Any] = {
+        "running": running,
+        "policy_of_file": config.policy_version,
+        "policy_of_last_decision": newest[0].policy if newest else None,
+        "last_decision": iso(newest[0].wall_at) if newest else None,
+        "generation": steering.generation,
+        "modes": [
+            {
+                "check": mode.name,
+                "mode": mode.mode,
+                "until": iso(mode.expires_at + times.ahead) if mode.expires_at else None,
+                "author": mode.author,
+                "reason": mode.reason,
+            }
+            for mode in steering.modes.values()
+            if not mode.expires_at or times.now < mode.expires_at
+        ],
+        "bans": sum(1 for ban in steering.bans if ban.holds(times.now)),
+        "allows": sum(1 for entry in steering.allows if entry.holds(times.now)),
+        "last_hour": {
+            direction: {
+                verdict: sum(a.times for a in hour if (a.direction, a.verdict) == (direction, verdict))
+                for verdict in _VERDICTS
+            }
+            for direction in (SUBMISSION, MX)
+        },
+        "last_hour_complete": hour_complete,
+        "stages": stages,
+        "stages_complete": day_complete,
+        "database": {"path": config.store.path, "schema": migrate.version_of(connection), **files},
+        "wall_ahead_of_ledger_ms": times.ahead,
+    }
+    found["warnings"] = [
+        *(
+            []
+            if running
+            else ["policyd does not run: Postfix answers by smtpd_policy_service_default_action meanwhile"]
+        ),
+        *_policy_warnings(found),
+        *_stage_warnings(session, stages, bool(newest)),
+        *_file_warnings(session, files),
+    ]
+    if base is not None and running and abs(times.ahead - before) > APART:
+        found["warnings"].append(
+            f"the wall clock was stepped by {(times.ahead - before) / 1000:+.0f} s; limits and bans go on by elapsed time"
+        )
+    return found
+
+
+def _policy_warnings(found: dict[str, Any]) -> list[str]:
+    last = found["policy_of_last_decision"]
+    if last is None or last == found["policy_of_file"]:
+        return []
+    now = found["policy_of_file"]
+    return [
+        f"the last decision was made by policy {last}, the file's is {now}; 'systemctl reload policyd' takes the file over"
+    ]
+
+
+def _stage_warnings(session: Session, stages: list[dict[str, Any]], ever: bool) -> list[str]:
+    """What is configured, and would need a stage that Postfix never asks about."""
+    seen = {(stage["direction"], stage["stage"]) for stage in stages}
+    directions = {direction for direction, _ in seen}
+    warnings = []
+    if not seen:
+        text = "nothing was asked in the last day" if ever else "nothing was ever asked"
+        warnings.append(
+            f"{text}; see 'postconf -n | grep check_policy_service' and the README's lines for main.cf"
+        )
+    for section in session.config.checks:
+        if section.use != "quota" or section.mode == "off":
+            continue
+        stage = RCPT if section.options.count_at == "rcpt" else END_OF_MESSAGE
+        for direction in (SUBMISSION, MX):
+            if section.direction not in ("any", direction) or (
+                direction == MX and section.options.per != "client"
+            ):
+                continue
+            name = escape(section.name)
+            if direction in directions and (direction, stage) not in seen:
+                warnings.append(
+                    f"check {name} counts nothing: Postfix asked about {direction}, and never at {stage}; {_REMEDY[stage]}"
+                )
+            elif (
+                (direction, END_OF_MESSAGE) in seen
+                and (direction, RCPT) not in seen
+                and section.options.count == "external"
+            ):
+                warnings.append(
+                    f"check {name} cannot leave out internal mail to several recipients: "
+                    f"Postfix never asked at RCPT about {direction}; {_REMEDY[RCPT]}"
+                )
+    return warnings
+
+
+_REMEDY = {
+    END_OF_MESSAGE: "add check_policy_service to smtpd_end_of_data_restrictions (see contrib/postfix)",
+    RCPT: "add check_policy_service to smtpd_recipient_restrictions, for Debian's submission entries to "
+    "mua_recipient_restrictions (see contrib/postfix)",
+}
+
+
+def _file_warnings(session: Session, files: dict[str, int]) -> list[str]:
+    keep = session.config.keep
+    warnings = []
+    if files["free"] < keep.min_free:
+        warnings.append(
+            f"{format_size(files['free'])} are free beside the database, less than [keep] min_free {format_size(keep.min_free)}"
+        )
+    if files["database"] > keep.max_size:
+        warnings.append(f"the database is larger than [keep] max_size {format_size(keep.max_size)}")
+    if files["wal"] > LONG_WAL:
+        warnings.append(
+            f"the WAL has {format_size(files['wal'])}: a reader holds it (a policyctl that hangs?), or the disk is slow"
+        )
+    return warnings
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    running = found["running"]
+    lines = [
+        click.style(
+            f"policyd {'runs' if running else 'does not run'}", fg="green" if running else "red", bold=True
+        )
+    ]
+    last = found["last_decision"]
+    lines.append(
+        f"policy {found['policy_of_file']}; last decision {last or 'never'}"
+        + (f" by policy {escape(found['policy_of_last_decision'])}" if last else "")
+        + f"; steering generation {found['generation']}, {found['bans']} bans, {found['allows']} allows"
+    )
+    for mode in found["modes"]:
+        until = f" until {mode['until']}" if mode["until"] else ""
+        what = (
+            "PAUSED: everything but bans in shadow"
+            if mode["check"] == "*"
+            else f"check {escape(mode['check'])}: {mode['mode']}"
+        )
+        reason = f": {escape(mode['reason'])}" if mode["reason"] else ""
+        lines.append(click.style(f"{what}{until}, by {escape(mode['author'])}{reason}", fg="yellow"))
+    hour = found["last_hour"]
+    beyond = "" if found["last_hour_complete"] else f" (of the newest {LOOKED_AT} decisions)"
+    lines += ["", f"last hour{beyond}:"]
+    lines.append(
+        table(
+            ["direction", *_VERDICTS], [(direction, *counts.values()) for direction, counts in hour.items()]
+        )
+    )
+    if found["stages"]:
+        beyond = "last day" if found["stages_complete"] else f"of the newest {LOOKED_AT} decisions"
+        lines += ["", f"stages that arrived, {beyond}:"]
+        lines.append(
+            table(
+                ["direction", "stage", "decisions", "last"],
+                [
+                    (stage["direction"], stage["stage"], stage["decisions"], stage["last"])
+                    for stage in found["stages"]
+                ],
+            )
+        )
+    database = found["database"]
+    apart = found["wall_ahead_of_ledger_ms"]
+    clock = (
+        "in step"
+        if abs(apart) <= APART
+        else f"wall clock {format_duration(abs(apart))} {'ahead of' if apart > 0 else 'behind'} ledger time"
+    )
+    sizes = ", ".join(
+        f"{name} {format_size(database[key])}" for name, key in (("WAL", "wal"), ("free", "free"))
+    )
+    lines += [
+        "",
+        f"{escape(database['path'], 1000)}: {format_size(database['database'])}, {sizes}, schema {database['schema']}",
+    ]
+    lines.append(f"clock: {clock}")
+    lines += [click.style(f"warning: {warning}", fg="yellow") for warning in found["warnings"]]
+    return lines

@@ -1,0 +1,178 @@
+"""why, quota show and quota top: what an admin is told about an account."""
+
+from __future__ import annotations
+
+from policyd.units import DAY, HOUR
+from tests.cli.conftest import Run
+from tests.sample_database import Sample
+
+ALICE = "alice@example.org"
+
+
+def test_an_account_with_room_can_send(sample: Sample, policyctl: Run) -> None:
+    """With room the answer is yes, and nothing is offered to help."""
+    sample.ask()
+    ran = policyctl("why", "alice", "--json")
+    assert ran.code == 0
+    assert ran.json["can_send"] is True
+    assert ran.json["helps"] == []
+    assert f"{ALICE} can send now" in policyctl("why", ALICE).out
+
+
+def test_an_exhausted_account_is_told_when_and_how(sample: Sample, policyctl: Run) -> None:
+    """Rule, numbers, time, last refusal and its reference, and a command that really helps."""
+    sample.ask(recipient="", recipient_count="5")
+    refused = sample.ask(recipient="", recipient_count="1")
+    assert refused.settled.ref is not None
+    found = policyctl("why", "alice", "--json").json
+    assert (found["can_send"], found["check"]) == (False, "quota")
+    assert found["last_refusal"]["ref"] == refused.settled.ref
+    full = next(limit for limit in found["limits"] if limit["unit"] == "recipients")
+    assert (full["used"], full["allowed"], full["room"]) == (5, 5, 0)
+    assert found["can_send_at"] == full["fits_at"]
+    text = policyctl("why", "alice").out
+    assert "cannot send now: limit reached: 5+1 of 5 recipients per 1h" in text
+    assert f"policyctl explain {refused.settled.ref}" in text
+    command = found["helps"][0].split()
+    assert policyctl(*command[1:]).code == 0
+    assert policyctl("why", "alice", "--json").json["can_send"] is True
+
+
+def test_a_ban_is_named_with_who_set_it_and_what_lifts_it(sample: Sample, policyctl: Run) -> None:
+    """Each ban that fits is shown, of the login and of where it sends from, and the commands lift them."""
+    sample.ask()
+    assert policyctl("ban", "user", "alice", "--for", "2h", "--reason", "stolen").code == 0
+    assert policyctl("ban", "client", "192.0.2.0/24").code == 0
+    found = policyctl("why", "alice", "--json").json
+    assert found["check"] == "bans"
+    assert [(ban["kind"], ban["value"]) for ban in found["bans"]] == [
+        ("user", ALICE),
+        ("client", "192.0.2.0/24"),
+    ]
+    assert found["can_send_at"] is None, "the client's ban does not end by itself"
+    assert "stolen" in policyctl("why", "alice").out
+    for command in found["helps"]:
+        assert policyctl(*command.split()[1:]).code == 0, command
+    assert policyctl("why", "alice", "--json").json["can_send"] is True
+
+
+def test_why_decides_like_the_next_request(sample: Sample, policyctl: Run) -> None:
+    """What why says before is what the daemon answers after, at every fill of the window."""
+    for _ in range(7):
+        said = (
+            policyctl("why", "alice", "--json").json["can_send"] if sample.connection.total_changes else True
+        )
+        decided = sample.ask().settled.verdict == "pass"
+        if sample.connection.execute("SELECT decision_id FROM ledger_state").fetchone()[0] > 1:
+            assert said == decided
+
+
+def test_a_pause_is_told(sample: Sample, policyctl: Run) -> None:
+    """While everything is paused a full account can send, and why says why."""
+    sample.ask(recipient="", recipient_count="5")
+    assert policyctl("pause", "--for", "1h").code == 0
+    found = policyctl("why", "alice", "--json").json
+    assert found["can_send"] is True
+    assert any("paused" in remark for remark in found["remarks"])
+    assert found["would"].startswith("quota: 450")
+
+
+def test_an_account_not_seen_for_a_day_is_told_where_to_look(sample: Sample, policyctl: Run) -> None:
+    """Silence for a day is said, with where to look."""
+    sample.ask(2 * DAY)
+    remarks = policyctl("why", "alice", "--json").json["remarks"]
+    assert any("has not asked about it since" in remark and "Postfix's log" in remark for remark in remarks)
+    sample.ask()
+    remarks = policyctl("why", "alice", "--json").json["remarks"]
+    assert not any("has not asked" in remark for remark in remarks)
+
+
+def test_an_unknown_account_gets_a_proposal_and_exit_code_3(sample: Sample, policyctl: Run) -> None:
+    """A name that was never seen is not found, and the nearest one is offered."""
+    sample.ask()
+    for command in (("why",), ("quota", "show")):
+        ran = policyctl(*command, "alcie")
+        assert (ran.code, ran.out) == (3, "")
+        assert ran.err == "policyctl: alcie@example.org was never seen; did you mean alice@example.org?\n"
+
+
+def test_accounts_that_are_no_logins_can_be_named(sample: Sample, policyctl: Run) -> None:
+    """A client of our own networks is an account, too."""
+    sample.ask(
+        sasl_username="", sasl_method="", client_address="127.0.0.9", recipient="", recipient_count="5"
+    )
+    found = policyctl("why", "client:127.0.0.9", "--json").json
+    assert (found["can_send"], found["check"]) == (False, "quota")
+
+
+def test_quota_show_gives_every_window(sample: Sample, policyctl: Run) -> None:
+    """Used, limit, room and when it returns, of each check; grants and own limits stand beside."""
+    sample.ask(10 * 60_000, recipient="", recipient_count="2")
+    sample.ask(recipient="", recipient_count="1", size="1500000")
+    assert (
+        policyctl(
+            "quota", "grant", "alice", "100", "recipients", "--for", "1d", "--reason", "newsletter"
+        ).code
+        == 0
+    )
+    assert policyctl("quota", "set", "alice", "50 messages per 1d").code == 0
+    found = policyctl("quota", "show", "alice", "--json").json
+    assert found["tier"] == "new"
+    limits = {(limit["check"], limit["unit"], limit["window_ms"]): limit for limit in found["limits"]}
+    recipients = limits["quota", "recipients", HOUR]
+    assert (recipients["used"], recipients["limit"], recipients["granted"], recipients["room"]) == (
+        3,
+        5,
+        100,
+        102,
+    )
+    assert recipients["returns_from"] < recipients["all_back"]
+    assert limits["quota", "bytes", DAY]["used"] == 1_501_000
+    assert limits["quota", "messages", DAY]["room"] == 50
+    assert (
+        limits["whole-server", "messages", HOUR]["mode"],
+        limits["whole-server", "messages", HOUR]["used"],
+    ) == ("shadow", 2)
+    assert found["grants"][0]["reason"] == "newsletter"
+    text = policyctl("quota", "show", "alice").out
+    assert "5 + 100" in text
+    assert "1.5MB" in text
+    assert "granted: 100 recipients more in every window" in text
+    assert "own limit: 50 messages per 1d" in text
+
+
+def test_the_time_that_is_named_is_when_it_fits(sample: Sample, policyctl: Run) -> None:
+    """At the time that quota show names, settle lets the next one pass, and not a slot before."""
+    from datetime import datetime
+
+    from policyd.opinion import CounterKey
+    from policyd.store import read
+
+    sample.ask(30 * 60_000, recipient="", recipient_count="2")
+    sample.ask(20 * 60_000, recipient="", recipient_count="3")
+    limits = policyctl("quota", "show", "alice", "--json").json["limits"]
+    fits_at = datetime.fromisoformat(next(limit for limit in limits if limit["room"] == 0)["fits_at"])
+    counter = read.counter(sample.connection, CounterKey("user", ALICE, "recipients/external"))
+    at = round(fits_at.timestamp() * 1000)
+    # The wall clock and ledger time of a sample are the same but for the milliseconds between two looks.
+    assert counter.used(HOUR, at + 100) == 3
+    assert counter.used(HOUR, at - 100) == 5
+
+
+def test_top_ranks_by_what_is_in_the_window(sample: Sample, policyctl: Run) -> None:
+    """Who sent most stands first; what is out of the window does not count."""
+    sample.ask(HOUR // 2, sasl_username="carol", recipient="", recipient_count="5")
+    sample.ask(sasl_username="bob", recipient="", recipient_count="2")
+    sample.ask(recipient="", recipient_count="3")
+    day = policyctl("quota", "top", "--json", "--window", "1h").json
+    assert [(row["value"].partition("@")[0], row["external"]) for row in day] == [
+        ("carol", 5),
+        ("alice", 3),
+        ("bob", 2),
+    ]
+    lately = policyctl("quota", "top", "--window", "10m", "-n", "1", "--json").json
+    assert [row["value"] for row in lately] == [ALICE]
+    assert (
+        policyctl("quota", "top", "--per", "client").out == "nothing was counted per client in the last 1d\n"
+    )
+    assert policyctl("quota", "top", "--window", "soon").code == 2
