@@ -258,6 +258,7 @@ def _end(code: int, *lines: str) -> NoReturn:
 
 
 @click.group(
+    "policyctl",
     cls=Policyctl,
     prefix="",
     invoke_without_command=True,

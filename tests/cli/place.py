@@ -1,0 +1,96 @@
+"""A configuration, a database and policyctl, for tests of its commands."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+from policyd.cli import main
+from policyd.store.connect import open_for_daemon
+
+CONFIG = """
+[site]
+domains = ["example.org"]
+default_domain = "example.org"
+
+[server]
+listen = ["inet:127.0.0.1:0"]
+
+[store]
+url = "sqlite:///{path}"
+
+[tiers]
+default = "new"
+
+[tier.new]
+limits = ["20 recipients per 1h"]
+
+[tier.bulk]
+limits = ["5000 recipients per 1h", "1GB per 1d"]
+members = ["news@example.org"]
+
+[[check]]
+use = "allow"
+
+[[check]]
+use = "bans"
+never = ["postmaster@example.org", "example.com", "192.0.2.0/24"]
+
+[[check]]
+use = "quota"
+for = "submission"
+"""
+TABLES = ("ban", "allow", "user_limit", "user_grant", "check_mode", "counter", "history", "change")
+
+
+class Place:
+    """One directory with all that policyctl needs; alice@example.org has been seen."""
+
+    def __init__(self, directory: Path, config: str = CONFIG) -> None:
+        self.database = directory / "policyd.db"
+        self.config = directory / "policyd.toml"
+        self.config.write_text(config.format(path=self.database), encoding="utf-8")
+        if not self.database.exists():
+            open_for_daemon(str(self.database)).close()
+        self.write(
+            "INSERT OR IGNORE INTO counter VALUES ('user', 'alice@example.org', 'messages', x'', 9999999999999)"
+        )
+
+    def run(
+        self, *words: str, stdin: str | bytes = "", env: dict[str, str] | None = None, color: bool = False
+    ) -> Result:
+        """What ``policyctl --config ... WORDS`` prints and how it ends."""
+        return CliRunner(env={"SUDO_USER": "root", "NO_COLOR": ""} | (env or {})).invoke(
+            main, ["--config", str(self.config), *words], input=stdin, color=color
+        )
+
+    def json(self, *words: str) -> Any:
+        """What it prints for programs; it must have worked."""
+        result = self.run("--json", *words)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    def ask(self, sql: str, *values: object) -> list[Any]:
+        """Rows of the database."""
+        connection = sqlite3.connect(self.database)
+        try:
+            return connection.execute(sql, values).fetchall()
+        finally:
+            connection.close()
+
+    def write(self, sql: str, *values: object) -> None:
+        """Change the database behind policyctl's back."""
+        connection = sqlite3.connect(self.database)
+        try:
+            with connection:
+                connection.execute(sql, values)
+        finally:
+            connection.close()
+
+    def everything(self) -> dict[str, list[Any]]:
+        """All rows of all tables that policyctl may change."""
+        return {table: self.ask(f"SELECT * FROM {table}") for table in TABLES}
