@@ -11,8 +11,9 @@ from typing import Any
 
 from policyd.config.positions import Path
 from policyd.config.reader import key_of, keys_of, read_table, refuse_unknown
-from policyd.config.sections import NAME, SECTIONS, CheckCommon, CheckSection, Config, Listener, TierSection
+from policyd.config.sections import SECTIONS, CheckCommon, CheckSection, Config, Listener, TierSection
 from policyd.config.source import Document, read
+from policyd.config.values import NAME
 from policyd.errors import ConfigError
 from policyd.match import Network, NetworkSet
 from policyd.request import Site

@@ -10,7 +10,6 @@ from typing import Any
 from policyd.config.reader import default_of, key_of
 from policyd.config.sections import (
     SECTIONS,
-    WRITERS,
     CheckCommon,
     CheckSection,
     Config,
@@ -21,6 +20,7 @@ from policyd.config.sections import (
     TiersSection,
 )
 from policyd.config.source import BARE_KEY
+from policyd.config.values import WRITERS
 from policyd.match import Network, NetworkSet
 from policyd.steering import network_value
 from policyd.units import Limit

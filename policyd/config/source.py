@@ -100,6 +100,9 @@ class _Reader:
     def file(self, name: str, chain: tuple[str, ...], asked: str = "") -> None:
         """Read one file into the document, then those it includes. ``asked`` is the place of the ``include``."""
         complain = self._document.complain_at
+        if "\0" in name:
+            complain(name, "", "is no file name; name another with --config")
+            return
         real = os.path.realpath(name)
         if real in self._seen:
             what = "is included by itself" if real in chain else f"is included already, at {self._seen[real]}"

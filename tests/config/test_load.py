@@ -373,6 +373,7 @@ def test_a_file_that_cannot_be_read_says_why_and_what_to_do(tmp_path: Path) -> N
     assert problems(tmp_path / "none.toml") == [
         "none.toml: there is no such file; create it, or name another with --config"
     ]
+    assert problems(Path("a\0b")) == [r"a\x00b: is no file name; name another with --config"]
     (tmp_path / "dir").mkdir()
     assert problems(tmp_path / "dir") == ["dir: is a directory; name the file in it with --config"]
 

@@ -1,0 +1,228 @@
+"""How the values of the configuration are read, beyond what :mod:`policyd.settings` offers, and how they are written back.
+
+Each reader turns a TOML value into the typed one; its :class:`ValueError` says what is wrong and what to write instead.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from typing import Any
+
+from policyd.match import fold
+from policyd.request import MX, SUBMISSION
+from policyd.settings import Reader, duration, one_of, size, string, whole
+from policyd.units import DAY, HOUR, SECOND, format_duration
+
+ANY = "any"
+#: Postfix gives up after smtpd_policy_service_timeout, 100 s unless set (postconf(5)).
+MAX_DEADLINE = 90 * SECOND
+#: sockaddr_un holds 108 octets with the final NUL (unix(7)).
+MAX_SOCKET_PATH = 107
+
+NAME = re.compile(r"[a-z0-9-]+")
+FACILITIES = ("mail", "daemon", "user", "auth", "authpriv", *(f"local{number}" for number in range(8)))
+
+
+def name(value: Any) -> str:
+    """A name of a check or tier."""
+    if not NAME.fullmatch(string(value)):
+        raise ValueError(f"{value!r} is no name; use small letters, digits and hyphens")
+    return str(value)
+
+
+def domain(value: Any) -> str:
+    """A domain of ours, folded."""
+    text = fold(string(value).strip()).rstrip(".")
+    if not text or text.startswith(".") or "@" in text or not _plain(text) or len(text) > 255:
+        raise ValueError(f"{value!r} is no domain; write example.org")
+    return text
+
+
+def domain_or_none(value: Any) -> str:
+    """A domain, or "" for none."""
+    return "" if value == "" else domain(value)
+
+
+def _plain(text: str) -> bool:
+    return bool(text) and text.isprintable() and " " not in text
+
+
+def _file(text: str) -> str:
+    if not text or text.endswith("/") or not text.isprintable():
+        raise ValueError(f"{text!r} is no file name")
+    return text
+
+
+def _at_least(read: Reader, least: int, most: int, why: str) -> Reader:
+    def bounded(value: Any) -> int:
+        number = int(read(value))
+        if not least <= number <= most:
+            raise ValueError(f"{value!r} is outside {why}")
+        return number
+
+    return bounded
+
+
+deadline = _at_least(
+    duration, 10, MAX_DEADLINE, "10ms to 90s; Postfix itself waits smtpd_policy_service_timeout, 100s"
+)
+retention = _at_least(duration, HOUR, 100 * 366 * DAY, "1h to 100 years; write 90d")
+connections = _at_least(whole, 1, 1_000_000, "1 to 1000000")
+
+
+def address(value: Any) -> str:
+    """A listener's address in Postfix's spelling; ``systemd:NAME``; or a Twisted endpoint."""
+    text = string(value).strip()
+    kind, colon, rest = text.partition(":")
+    if text.startswith("/"):
+        raise ValueError(f"{value!r} does not say what it is; write unix:{text}")
+    if not colon or not re.fullmatch(r"[a-z][a-z0-9]*", kind) or not rest or not text.isprintable():
+        raise ValueError(
+            f"{value!r} is no address; write inet:127.0.0.1:10047, inet:[::1]:10047 or unix:/path"
+        )
+    if kind == "localhost" and rest.isdigit():
+        raise ValueError(f"{value!r} does not say what it is; write inet:{text}")
+    if kind == "unix":
+        if not rest.startswith("/") or len(rest.encode()) > MAX_SOCKET_PATH:
+            raise ValueError(f"{value!r} needs an absolute path of at most {MAX_SOCKET_PATH} bytes")
+        _file(rest)
+    elif kind == "inet":
+        split_inet(text)
+    elif kind == "systemd" and not re.fullmatch(r"[!-9;-~]{1,255}", rest):
+        raise ValueError(
+            f"{value!r} names no socket; write systemd:NAME, the FileDescriptorName of the socket unit"
+        )
+    elif kind in {
+        "int",
+        "inte",
+        "net",
+        "inet4",
+        "inet6",
+        "ipv4",
+        "ipv6",
+        "unx",
+        "uni",
+        "sock",
+        "socket",
+        "system",
+    }:
+        raise ValueError(
+            f"{kind!r} is no kind of address; write inet:127.0.0.1:10047, unix:/path or systemd:NAME"
+        )
+    return text
+
+
+def split_inet(text: str) -> tuple[str, int]:
+    """Host and port of ``inet:HOST:PORT``; the host is an IP address or ``localhost``.
+
+    :raises ValueError: it is something else.
+    """
+    host, _, port = text.removeprefix("inet:").rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    bare = host[1:-1] if bracketed else host
+    try:
+        if bare != "localhost":
+            if (ipaddress.ip_address(bare).version == 6) != bracketed:
+                raise ValueError("an IPv6 address stands in brackets")
+    except ValueError:
+        raise ValueError(
+            f"{text!r} needs an IP address and a port; write inet:127.0.0.1:10047 or inet:[::1]:10047"
+        ) from None
+    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise ValueError(f"{text!r} has no port from 0 to 65535 at its end; write inet:{host}:10047")
+    return bare, int(port)
+
+
+def listener_direction(value: Any) -> str:
+    """The direction of a listener; any is the empty one."""
+    read = one_of(ANY, SUBMISSION, MX)(value)
+    return "" if read == ANY else str(read)
+
+
+def mode(value: Any) -> int:
+    """File permissions as chmod(1) writes them."""
+    if not isinstance(value, str) or not re.fullmatch(r"0?[0-7]{3}", value):
+        raise ValueError(f'{value!r} is no mode of a file; write it in quotes, as "0660"')
+    return int(value, 8)
+
+
+def label(value: Any) -> str:
+    """A text without spaces, as it stands in logs."""
+    text = string(value)
+    if not _plain(text) or len(text) > 128:
+        raise ValueError(f"{value!r} is no label; use up to 128 printable characters without spaces")
+    return text
+
+
+def group(value: Any) -> str:
+    """The name of a group of the system."""
+    text = string(value)
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", text, re.ASCII):
+        raise ValueError(f"{value!r} is no group; write its name, as postfix")
+    return text
+
+
+def store_path(value: Any) -> str:
+    """The file that an ``sqlite:`` URL names; one slash or three make it absolute."""
+    text = string(value)
+    if not text.startswith("sqlite:"):
+        raise ValueError(
+            f"{value!r} is no database that this version knows; write sqlite:///var/lib/policyd/policyd.db"
+        )
+    path = text.removeprefix("sqlite:")
+    if path.startswith("//"):
+        if not path.startswith("///"):
+            raise ValueError(
+                f"{value!r} names a host; write sqlite:///var/lib/policyd/policyd.db with three slashes"
+            )
+        path = "/" + path.lstrip("/")
+    if path.startswith(":") or "?" in path:
+        raise ValueError(
+            f"{value!r} must be a plain file, without parameters; write sqlite:///var/lib/policyd/policyd.db"
+        )
+    return _file(path)
+
+
+def sink(value: Any) -> str:
+    """Where decisions are logged."""
+    text = string(value)
+    kind, _, rest = text.partition(":")
+    if text == "-" or (kind == "syslog" and rest in FACILITIES):
+        return text
+    if kind == "syslog":
+        raise ValueError(f"{rest!r} is no facility of syslog; use {', '.join(FACILITIES)}")
+    if kind == "file":
+        return "file:" + _file(rest)
+    raise ValueError(f'{value!r} is no place for the log; write "file:/path", "syslog:mail" or "-"')
+
+
+def member(value: Any) -> str:
+    """A login, or ``@domain``, folded."""
+    text = fold(string(value).strip())
+    if not _plain(text) or text == "@" or len(text) > 320:
+        raise ValueError(
+            f"{value!r} is no login; write alice@example.org, or @example.org for all of a domain"
+        )
+    return text
+
+
+def size_text(value: int) -> str:
+    """The shortest exact text of a size."""
+    for name, factor in (("GB", 1000**3), ("MB", 1000**2), ("KB", 1000)):
+        if value and value % factor == 0:
+            return f"{value // factor}{name}"
+    return f"{value}B"
+
+
+#: How a value is written back, where its type alone does not tell.
+WRITERS: dict[Reader, Callable[[Any], str]] = {
+    duration: format_duration,
+    deadline: format_duration,
+    retention: format_duration,
+    size: size_text,
+    mode: lambda value: f"{value:04o}",
+    store_path: lambda value: f"sqlite://{value}" if value.startswith("/") else f"sqlite:{value}",
+    listener_direction: lambda value: value or ANY,
+}
