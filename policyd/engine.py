@@ -11,7 +11,7 @@ from typing import NamedTuple
 from policyd.answer import DUNNO, HEADER, REFUSE, Answer
 from policyd.checks import Check
 from policyd.opinion import ENFORCE, OFF, SHADOW, Heard, Opinion, Proposal
-from policyd.request import END_OF_MESSAGE, Request
+from policyd.request import END_OF_MESSAGE, STAGES, Request
 from policyd.steering import EVERY_CHECK, Steering
 
 #: What is answered for a check that failed and says ``on_error = "defer"``.
@@ -58,10 +58,11 @@ class Engine:
             chain = tuple(
                 rule
                 for rule in self.rules
-                if rule.direction in ("any", direction) and (not rule.check.stages or stage in rule.check.stages)
+                if rule.direction in ("any", direction)
+                and (not rule.check.stages or stage in rule.check.stages)
             )
-            # A hostile peer may invent stages without end.
-            if len(self._chains) < 64:
+            # A hostile peer may invent stages without end; they must neither grow this nor crowd out the real ones.
+            if stage in STAGES:
                 self._chains[key] = chain
         return chain
 
@@ -80,17 +81,19 @@ class Engine:
             opinion: Opinion | None
             try:
                 opinion = await rule.check.check(request, now, steering)
-            except Exception as failure:  # one check's bug or trouble must not stop the mail
+                answer = DUNNO if opinion is None else opinion.answer
+            # One check's bug or trouble must not stop the mail.
+            except Exception as failure:  # noqa: BLE001
                 self._report(rule.name, failure)
                 error = f"{type(failure).__name__}: {failure}"
                 opinion = Opinion(FAILED, "failed") if rule.on_error == "defer" else None
+                answer = DUNNO if opinion is None else FAILED
             after = stopwatch()
             heard.append(Heard(rule.name, mode, opinion, (after - before) // 1000, error))
             before = after
             if opinion is None or mode != ENFORCE:
                 continue
-            answer = opinion.answer
-            if answer is not DUNNO and answer.strength > strongest.strength:
+            if answer.strength > strongest.strength:
                 # Postfix ignores a header at END-OF-MESSAGE, with a warning (access(5)).
                 if answer.strength != HEADER or request.stage != END_OF_MESSAGE:
                     strongest, by, reason = answer, rule.name, opinion.reason

@@ -16,7 +16,21 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 def fold(text: str) -> str:
     """The form in which logins, addresses and domains are compared: NFC, lower case."""
-    return text.lower() if text.isascii() else unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
+    return (
+        text.lower()
+        if text.isascii()
+        else unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
+    )
+
+
+def address_key(text: str) -> str:
+    """The form in which a mail address or login is compared: folded, its domain without a trailing dot.
+
+    Postfix delivers ``alice@example.org.`` to ``alice@example.org`` and asks about what the client wrote; without
+    this a dot would step past bans and open a second counter.
+    """
+    text = fold(text)
+    return text.rstrip(".") if text[-1:] == "." and "@" in text else text
 
 
 def domain_of(address: str) -> str:
@@ -54,6 +68,8 @@ def parse_network(text: str) -> Network:
     bare = text.strip().removeprefix("[")
     if bare != text.strip():
         bare = bare.replace("]", "", 1)
+    if "%" in bare:
+        raise ValueError(f"{text!r} has a zone; leave out the % and what follows it")
     try:
         network = ipaddress.ip_network(bare)
     except ValueError as error:
@@ -62,7 +78,11 @@ def parse_network(text: str) -> Network:
         except ValueError:
             raise ValueError(f"{text!r} is no IP address or network") from None
         raise ValueError(f"{text!r} has host bits set; write {wide}") from error
-    if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped and network.prefixlen >= 96:
+    if (
+        isinstance(network, ipaddress.IPv6Network)
+        and network.network_address.ipv4_mapped
+        and network.prefixlen >= 96
+    ):
         mapped = network.network_address.ipv4_mapped
         return ipaddress.IPv4Network((int(mapped), network.prefixlen - 96))
     return network
@@ -78,8 +98,15 @@ class NetworkSet:
 
     def add(self, network: Network) -> None:
         """Take ``network`` in."""
-        self._by_length.setdefault((network.version, network.prefixlen), {})[int(network.network_address)] = network
+        self._by_length.setdefault((network.version, network.prefixlen), {})[int(network.network_address)] = (
+            network
+        )
         self._by_length = dict(sorted(self._by_length.items(), key=lambda item: item[0], reverse=True))
+
+    def discard(self, network: Network) -> None:
+        """Take ``network`` out, if it is in."""
+        members = self._by_length.get((network.version, network.prefixlen), {})
+        members.pop(int(network.network_address), None)
 
     def find(self, text: str) -> Network | None:
         """The most specific network that holds the address ``text``; ``None`` when there is none."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from policyd.match import NetworkSet, client_key, domain_of, fold
+from policyd.match import NetworkSet, address_key, client_key, domain_of, fold
 from policyd.units import MAX_AMOUNT
 
 #: Directions of mail.
@@ -24,6 +24,8 @@ STAGES = {
     )
 }
 OTHER_STAGE = 0
+#: Where MAIL FROM came before.
+STAGES_WITH_SENDER = frozenset({"MAIL", "RCPT", "DATA", "END-OF-MESSAGE"})
 RCPT = "RCPT"
 DATA = "DATA"
 END_OF_MESSAGE = "END-OF-MESSAGE"
@@ -60,13 +62,19 @@ class Request(NamedTuple):
     sender_domain: str
     recipient_key: str
     recipient_domain: str
-    #: Sender (or null sender) and recipient are both of the site's own domains; only where one recipient is known.
+    #: Submission from an own sender (or the null sender) to an own recipient; only where one recipient is known.
+    #: Never mail from outside: there the sender is whatever the client says.
     internal: bool
 
     @property
     def is_submission(self) -> bool:
         """Whether the mail comes from one of our own."""
         return self.direction == SUBMISSION
+
+    @property
+    def knows_sender(self) -> bool:
+        """Whether the sender was given: an empty one is the null sender then, not one still to come."""
+        return bool(self.sender_key) or self.stage in STAGES_WITH_SENDER
 
     @property
     def recipients(self) -> int:
@@ -107,10 +115,12 @@ class Site:
 
     def login(self, name: str) -> str:
         """The canonical form of a SASL login: lower case, NFC, with the default domain when it has none."""
-        name = fold(name.strip())
+        name = address_key(name.strip())
         return f"{name}@{self.default_domain}" if name and "@" not in name and self.default_domain else name
 
-    def request(self, attributes: Mapping[str, str], listener: str = "", listener_direction: str = "") -> Request:
+    def request(
+        self, attributes: Mapping[str, str], listener: str = "", listener_direction: str = ""
+    ) -> Request:
         """The :class:`Request` that ``attributes`` describe, received on the listener labelled ``listener``."""
         get = attributes.get
         client_address = get("client_address", "")
@@ -120,21 +130,29 @@ class Site:
         account = ""
         # Without a method the name is not authenticated: anybody who reaches the socket could claim it.
         if sasl_method and sasl_username:
-            direction, account = SUBMISSION, self.login(sasl_username)
+            direction, account = (
+                SUBMISSION,
+                self.login(sasl_username) or "client:" + client_key(client_address),
+            )
         elif get("ccert_subject"):
             # Postfix sends the subject only for a verified certificate; the fingerprint it sends always.
             direction = SUBMISSION
-            account = "cert:" + fold((get("ccert_pubkey_fingerprint") or get("ccert_fingerprint") or "")[:MAX_KEPT])
+            account = "cert:" + fold(
+                (get("ccert_pubkey_fingerprint") or get("ccert_fingerprint") or "")[:MAX_KEPT]
+            )
         elif (
-            context in self.submission_contexts or listener_direction == SUBMISSION or client_address in self.networks
+            context in self.submission_contexts
+            or listener_direction == SUBMISSION
+            or client_address in self.networks
         ):
             direction, account = SUBMISSION, "client:" + (client_key(client_address) or "unknown")
         else:
             direction = MX
-        sender = get("sender", "")[:MAX_KEPT]
-        recipient = get("recipient", "")[:MAX_KEPT]
-        sender_key, recipient_key = fold(sender), fold(recipient)
-        sender_domain, recipient_domain = domain_of(sender_key), domain_of(recipient_key)
+        sender, recipient = get("sender", ""), get("recipient", "")
+        sender_key, recipient_key = address_key(sender), address_key(recipient)
+        # Taken before anything is cut: a local part of 600 octets must not hide the domain behind it.
+        sender_domain = domain_of(sender_key)[:MAX_KEPT]
+        recipient_domain = domain_of(recipient_key)[:MAX_KEPT]
         return Request(
             get("protocol_state", "")[:32],
             direction,
@@ -142,8 +160,8 @@ class Site:
             listener,
             get("instance", "")[:MAX_KEPT],
             get("queue_id", "")[:MAX_KEPT],
-            sender,
-            recipient,
+            sender[:MAX_KEPT],
+            recipient[:MAX_KEPT],
             number(get("recipient_count", "")),
             number(get("size", "")),
             client_address[:MAX_KEPT],
@@ -154,9 +172,11 @@ class Site:
             sasl_username,
             context[:MAX_KEPT],
             get("stress", "") == "yes",
-            sender_key,
+            sender_key[:MAX_KEPT],
             sender_domain,
-            recipient_key,
+            recipient_key[:MAX_KEPT],
             recipient_domain,
-            (not sender_key or sender_domain in self.domains) and recipient_domain in self.domains,
+            direction == SUBMISSION
+            and (not sender_key or sender_domain in self.domains)
+            and recipient_domain in self.domains,
         )

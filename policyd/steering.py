@@ -6,10 +6,11 @@ A :class:`Steering` mirrors the steering tables row by row; whoever owns one app
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from policyd.match import Network, NetworkSet, fold, parse_network
+from policyd.match import Network, NetworkSet, address_key, fold, parse_network
 from policyd.units import Limit
 
 #: What can be banned and what can be allowed; the order of ``BAN_KINDS`` is the order in which they are asked.
@@ -26,6 +27,10 @@ TABLES: dict[str, tuple[str, ...]] = {
     "user_grant": ("id",),
     "check_mode": ("name",),
 }
+
+
+#: A host name as Postfix gives it in ``client_name``, with a leading dot for all below; the last label is no number.
+_HOST_NAME = re.compile(r"\.?([a-z0-9_-]{1,63}\.)*(?![0-9]+\.?$)[a-z0-9_-]{1,63}\.?", re.ASCII)
 
 
 class Entry(NamedTuple):
@@ -107,8 +112,11 @@ class Listing:
                 self._networks.add(network)
 
     def drop(self, kind: str, value: str) -> None:
-        """Forget an entry. Its network stays in the set, and is not found without the entry."""
-        self.entries.pop((kind, value), None)
+        """Forget an entry, if it is here."""
+        if self.entries.pop((kind, value), None) is not None and kind == "client":
+            network = client_network(value)
+            if network is not None:
+                self._networks.discard(network)
 
     def exact(self, kind: str, value: str, now: int) -> Entry | None:
         """The entry in force for exactly this value."""
@@ -120,7 +128,7 @@ class Listing:
         if not self.entries:
             return None
         found = self.exact(kind, domain, now)
-        while found is None and (dot := domain.find(".", 1 if domain[:1] == "." else 0)) != -1:
+        while found is None and (dot := domain.find(".")) != -1:
             domain = domain[dot + 1 :]
             found = self.exact(kind, "." + domain, now) or self.exact(kind, domain, now)
         return found
@@ -156,7 +164,8 @@ def canonical_value(kind: str, value: str) -> str:
     if not value or not value.isprintable() or " " in value or len(value) > 320:
         raise ValueError(f"{value[:60]!r} is no {kind}")
     if kind == "client":
-        if value[0].isdigit() or ":" in value or value[0] == "[":
+        # A host name may begin with a digit, but it has a letter in its last label (RFC 3696 section 2).
+        if not _HOST_NAME.fullmatch(value):
             return network_value(parse_network(value))
         return value.rstrip(".")
     if kind in ("sender", "recipient"):
@@ -167,8 +176,9 @@ def canonical_value(kind: str, value: str) -> str:
     if kind == "domain":
         value = value.removeprefix("@").rstrip(".")
         if "@" in value or not value.strip("."):
-            raise ValueError(f"{value!r} is no domain")
-    return value
+            raise ValueError(f"{value or '.'!r} is no domain")
+        return value
+    return address_key(value)
 
 
 class Steering:

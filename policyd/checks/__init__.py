@@ -56,12 +56,12 @@ def load(use: str) -> tuple[type[Any], type[Check]]:
     :raises LookupError: there is no such module, or it is no check.
     """
     path = use if "." in use else f"{__name__}.{use}"
-    if "." not in use and use not in names():
+    if ("." not in use and use not in names()) or use.startswith("."):
         raise LookupError(f"there is no check {use!r}; policyd has {', '.join(names())}")
     try:
         module = importlib.import_module(path)
         return module.Options, module.Check
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
         raise LookupError(f"{use!r} cannot be loaded as a check: {error}") from error
 
 

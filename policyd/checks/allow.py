@@ -28,7 +28,9 @@ def _values(kind: str) -> Any:
 class Options:
     """The section of an ``allow`` check."""
 
-    clients: tuple[str, ...] = setting(_values("client"), (), help="Addresses, networks or verified host names.")
+    clients: tuple[str, ...] = setting(
+        _values("client"), (), help="Addresses, networks or verified host names."
+    )
     senders: tuple[str, ...] = setting(_values("sender"), (), help="Envelope senders; <> is the null sender.")
     domains: tuple[str, ...] = setting(_values("domain"), (), help="Sender domains, with what is below them.")
     recipients: tuple[str, ...] = setting(_values("recipient"), (), help="Envelope recipients.")
@@ -64,7 +66,7 @@ class Check:
 def find(listing: Listing, request: Request, now: int) -> Entry | None:
     """The most specific entry that matches: recipient, sender, sender domain, client address, client name."""
     entry = listing.exact("recipient", request.recipient_key, now) if request.recipient_key else None
-    if entry is None and request.stage not in ("CONNECT", "EHLO", "HELO"):
+    if entry is None and request.knows_sender:
         entry = listing.exact("sender", request.sender_key, now)
     if entry is None and request.sender_domain:
         entry = listing.domain(request.sender_domain, now)

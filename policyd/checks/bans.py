@@ -2,8 +2,9 @@
 
 Bans are set with ``policyctl ban user|sender|domain|client VALUE`` and hold from the next request on, also within a session that
 is open. The most specific one answers: the login, then the sender address, the sender domain or its nearest parent,
-the client address, the smallest network around it. Values in ``never`` are never refused here, whatever is banned. A login's ban
-needs the login: nobody can use it against somebody from outside.
+the client address, the smallest network around it. A value in ``never`` holds off the bans of its own kind: a login that is
+never banned is still refused from a banned client, and who writes a sender that is never banned gains nothing else by it. A
+login's ban needs the login: nobody can use it against somebody from outside.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Options:
     never: tuple[str, ...] = setting(
         list_of(_never), (), help="Logins, addresses, domains and networks that no ban holds for."
     )
-    action: str = setting(one_of("reject", "defer"), "reject", help="What a banned one is told: for good or for now.")
+    action: str = setting(
+        one_of("reject", "defer"), "reject", help="What a banned one is told: for good or for now."
+    )
     text: str = setting(
         template("ref", "kind"),
         "Sending is not permitted for this {kind}; contact postmaster. ref {ref}",
@@ -74,7 +77,7 @@ class Check:
         ban = None
         if request.account and not never.covers(request.account):
             ban = bans.exact("user", request.account, now)
-        if ban is None and not never.covers(request.sender_key) and request.stage not in ("CONNECT", "EHLO", "HELO"):
+        if ban is None and request.knows_sender and not never.covers(request.sender_key):
             ban = bans.exact("sender", request.sender_key, now)
             if ban is None and request.sender_domain:
                 ban = bans.domain(request.sender_domain, now)

@@ -28,18 +28,24 @@ TEXT_FIELDS = ("unit", "used", "limit", "window", "until", "ref", "user")
 class Options:
     """The section of a ``quota`` check."""
 
-    per: str = setting(one_of(*SCOPES), "user", help="What each counter is for; an IPv6 client counts as its /64.")
+    per: str = setting(
+        one_of(*SCOPES), "user", help="What each counter is for; an IPv6 client counts as its /64."
+    )
     limits: tuple[Limit, ...] = setting(
         list_of(limit), (), help="Limits, all of which hold; empty: those of the account's tier, or its own."
     )
     count: str = setting(
-        one_of("external", "all"), "external", help="Leave out mail among the site's own domains, or count all."
+        one_of("external", "all"),
+        "external",
+        help="Leave out mail among the site's own domains, or count all.",
     )
     on_breach: str = setting(
         one_of("defer", "reject", "hold"), "defer", help="Refuse for now, refuse for good, or put on hold."
     )
     count_at: str = setting(
-        one_of("end-of-message", "rcpt"), "end-of-message", help="Where mail is counted; rcpt where only that is asked."
+        one_of("end-of-message", "rcpt"),
+        "end-of-message",
+        help="Where mail is counted; rcpt where only that is asked.",
     )
     text: str = setting(
         template(*TEXT_FIELDS),
@@ -72,6 +78,9 @@ class Check:
 
     async def check(self, request: Request, now: int, steering: Steering) -> Opinion | None:
         """The intent to test and count; ``None`` when there is nothing to count the request for."""
+        if self._counts_at == RCPT and request.stage != RCPT:
+            # What was counted at RCPT already needs no room any more.
+            return None
         value = self.value(request)
         if not value:
             return None
