@@ -41,7 +41,7 @@ class Scale:
     bans: int
 
 
-FULL = Scale(rounds=5, seconds=5.0, users=1_000_000, decisions=5_000_000, held_seconds=30.0, bans=9)
+FULL = Scale(rounds=9, seconds=3.0, users=1_000_000, decisions=5_000_000, held_seconds=30.0, bans=9)
 QUICK = Scale(rounds=1, seconds=2.0, users=20_000, decisions=100_000, held_seconds=5.0, bans=3)
 
 CONNECTIONS = 50
@@ -90,11 +90,25 @@ def load(server: Server, *options: object) -> dict[str, Any]:
     return result
 
 
-def saturate(server: Server, seconds: float, population: int = ACTIVE) -> float:
-    """Requests a second over 50 connections, all of which must pass.
+class Rates:
+    """Requests a second of one server in each round, and the processor time that they took it."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.micros: list[float] = []
+
+    def __str__(self) -> str:
+        return (
+            f"{spread(self.rates, ',.0f')} requests/s, {spread(self.micros, '.0f')} us of processor time each"
+        )
+
+
+def saturate(server: Server, seconds: float, population: int = ACTIVE, into: Rates | None = None) -> None:
+    """Load ``server`` over 50 connections with requests all of which must pass; ``into`` takes the figures.
 
     :raises Trouble: something was refused, so that another thing was measured than was meant.
     """
+    before = server.cpu_seconds()
     result = load(
         server,
         "--connections",
@@ -108,7 +122,9 @@ def saturate(server: Server, seconds: float, population: int = ACTIVE) -> float:
     )
     if set(result["verbs"]) != {"DUNNO"} or result["closed"]:
         raise Trouble(f"{server.name} answered {result['verbs']} and closed {result['closed']} connections")
-    return float(result["rate"])
+    if into is not None:
+        into.rates.append(result["rate"])
+        into.micros.append((server.cpu_seconds() - before) / result["answered"] * 1e6)
 
 
 def rest(server: Server, patience: float = 60.0) -> None:
@@ -151,20 +167,20 @@ def throughput(scale: Scale, work: Path, say: Say) -> None:
                 missing.append(str(trouble))
         for server in running:
             rest(server)
-        rates: dict[str, list[float]] = {server.name: [] for server in running}
+        rates = {server.name: Rates() for server in running}
         for server in running:
             saturate(server, min(1.0, scale.seconds))  # connections, caches and the first rows of each login
         for _ in range(scale.rounds):
             for server in running:
-                rates[server.name].append(saturate(server, scale.seconds))
+                saturate(server, scale.seconds, into=rates[server.name])
     for server in running:
         counts = "" if server is null else f", counted at {server.stage}"
-        say(f"{server.name:<20}{spread(rates[server.name], ',.0f')} requests/s{counts}")
+        say(f"{server.name:<20}{rates[server.name]}{counts}")
     say(f"{'disk meanwhile':<20}{machine.fdatasync(work)}")
     mine = rates.get("policyd")
     for name, bar, aim in [(null.name, 0.35, 0.5), *((name, bar, aim) for _, name, bar, aim in peers)]:
         if mine and name in rates:
-            ratios = [a / b for a, b in zip(mine, rates[name], strict=True)]
+            ratios = [a / b for a, b in zip(mine.rates, rates[name].rates, strict=True)]
             met = judged(statistics.median(ratios) >= bar)
             say(f"policyd / {name:<20}{spread(ratios)}   bar {bar}, aim {aim}: {met}")
     if missing:
@@ -197,15 +213,15 @@ def size(scale: Scale, work: Path, say: Say) -> None:
         for server in both:
             rest(server)
             saturate(server, min(1.0, scale.seconds), scale.users)
-        rates: dict[str, list[float]] = {server.name: [] for server in both}
+        rates = {server.name: Rates() for server in both}
         for turn in range(scale.rounds):
             # Who comes first changes, because the disk is busier right after the other one.
             for server in both if turn % 2 == 0 else reversed(both):
-                rates[server.name].append(saturate(server, scale.seconds, scale.users))
+                saturate(server, scale.seconds, scale.users, rates[server.name])
         now, most = full.memory()
     for server in both:
-        say(f"{server.name:<26}{spread(rates[server.name], ',.0f')} requests/s")
-    ratios = [a / b for a, b in zip(rates[full.name], rates[empty.name], strict=True)]
+        say(f"{server.name:<26}{rates[server.name]}")
+    ratios = [a / b for a, b in zip(rates[full.name].rates, rates[empty.name].rates, strict=True)]
     say(f"large / empty             {spread(ratios)}   bar 0.85: {judged(statistics.median(ratios) >= 0.85)}")
     say(
         f"resident memory           {now:.0f} MB, at its highest {most:.0f} MB   bar 150 MB: {judged(now < 150)}"
