@@ -81,13 +81,13 @@ def _install_reactor() -> asyncio.AbstractEventLoop:
     else:
         loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    asyncioreactor.install(loop)
+    asyncioreactor.install(loop)  # type: ignore[no-untyped-call]
     return loop
 
 
 def _refuse(error: PolicydError) -> int:
     for line in str(error).splitlines():
-        print(f"policyd: {line}", file=sys.stderr)
+        sys.stderr.write(f"policyd: {line}\n")
     return 1
 
 

@@ -26,7 +26,9 @@ from policyd.decision import REFUSED, Decision
 log = logging.getLogger("policyd.log")
 
 #: Facilities of syslog(3) that a sink can name.
-FACILITIES = {"user": 1, "mail": 2, "daemon": 3, "auth": 4, "authpriv": 10} | {f"local{n}": 16 + n for n in range(8)}
+FACILITIES = {"user": 1, "mail": 2, "daemon": 3, "auth": 4, "authpriv": 10} | {
+    f"local{n}": 16 + n for n in range(8)
+}
 SYSLOG_SOCKET = "/dev/log"
 _INFO, _NOTICE = 6, 5
 
@@ -66,7 +68,9 @@ class FileSink:
                 view = view[os.write(self._fd, view) :]
         except OSError as error:
             if not self._lost:
-                log.error("decision log %s: %s; the decisions are in the database", self._path, error.strerror)
+                log.error(
+                    "decision log %s: %s; the decisions are in the database", self._path, error.strerror
+                )
             self._lost += len(lines)
             return
         if self._lost:

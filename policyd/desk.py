@@ -76,7 +76,9 @@ class Desk:
         self._steering: Steering | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def take(self, attributes: Mapping[str, str], listener: str, direction: str, reply: Callable[[Answer], None]) -> None:
+    def take(
+        self, attributes: Mapping[str, str], listener: str, direction: str, reply: Callable[[Answer], None]
+    ) -> None:
         """Decide one request; ``reply`` is called once, on a later turn of the loop, with the answer."""
         self._writer.give_way()
         request = self.site.request(attributes, listener, direction)
@@ -154,7 +156,9 @@ class Case:
         if error is None:
             self.consulted(task.result())
         else:
-            log.error("chain failed on instance %r: %s: %s", self.request.instance, type(error).__name__, error)
+            log.error(
+                "chain failed on instance %r: %s: %s", self.request.instance, type(error).__name__, error
+            )
             self.overdue()
 
     def settled(self, operation: Operation, decision: Decision | None) -> None:
@@ -177,7 +181,10 @@ class Case:
             self.task.cancel()
         if self.operation is None:
             self.operation = Operation(
-                self.request, Proposal((), DUNNO, "", "", self._desk.engine.policy), self.received, self.settled
+                self.request,
+                Proposal((), DUNNO, "", "", self._desk.engine.policy),
+                self.received,
+                self.settled,
             )
             self.operation.forced = answer
             self._desk.submit(self.operation)
@@ -222,16 +229,14 @@ async def _finish(chain: Coroutine[Any, Any, Proposal], awaited: Any) -> Proposa
 def _rest(chain: Coroutine[Any, Any, Proposal], awaited: Any) -> Generator[Any, Any, Proposal]:
     """What is left of a chain that waits for ``awaited``, as something a task can run."""
     while True:
+        thrown: BaseException | None = None
+        value: Any = None
         try:
             value = yield awaited
-        except BaseException as error:
-            step: Callable[[], Any] = lambda error=error: chain.throw(error)  # noqa: E731
-        else:
-            step = lambda value=value: chain.send(value)  # noqa: E731
+        except BaseException as error:  # noqa: BLE001, a cancellation too belongs to the chain
+            thrown = error
         try:
-            awaited = step()
+            awaited = chain.send(value) if thrown is None else chain.throw(thrown)
         except StopIteration as end:
             result: Proposal = end.value
             return result
-
-

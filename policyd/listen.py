@@ -1,7 +1,8 @@
 """Listeners: from an address in the configuration to sessions.
 
-``inet:`` and ``unix:`` addresses and sockets inherited from systemd are served by the loop's own servers. Twisted would chmod an inherited
-UNIX socket to 0666 and unlink it when it stops (twisted issue 10261). Any other address is a Twisted endpoint string.
+``inet:`` and ``unix:`` addresses and sockets inherited from systemd are served by the loop's own servers. Twisted would
+chmod an inherited UNIX socket to 0666 and unlink it when it stops (twisted issue 10261). Any other address is a Twisted
+endpoint string.
 """
 
 from __future__ import annotations
@@ -92,15 +93,21 @@ class Listening:
             log.warning("connection refused: %s (%d so far)", why, self._refused)
 
     def _protocol(self, listener: Listener) -> Callable[[], PolicyProtocol]:
-        return lambda: PolicyProtocol(lambda transport, peer: self.session(listener, transport, peer), self.sessions)
+        return lambda: PolicyProtocol(
+            lambda transport, peer: self.session(listener, transport, peer), self.sessions
+        )
 
     async def _serve(self, sock: socket.socket, listener: Listener, unlink: str = "") -> Port:
         sock.setblocking(False)
         loop = self.desk.loop
         server: asyncio.AbstractServer
         if sock.family == socket.AF_UNIX:
-            keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) and _stdlib(loop) else {}
-            server = await loop.create_unix_server(self._protocol(listener), sock=sock, backlog=BACKLOG, **keep)
+            keep: dict[str, Any] = (
+                {"cleanup_socket": False} if sys.version_info >= (3, 13) and _stdlib(loop) else {}
+            )
+            server = await loop.create_unix_server(
+                self._protocol(listener), sock=sock, backlog=BACKLOG, **keep
+            )
         else:
             server = await loop.create_server(self._protocol(listener), sock=sock, backlog=BACKLOG)
         return _LoopPort(server, unlink)

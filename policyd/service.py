@@ -7,7 +7,6 @@ import logging
 import os
 import resource
 import signal
-import sqlite3
 import time
 
 from policyd import __version__, checks
@@ -19,9 +18,8 @@ from policyd.engine import Engine, Rule
 from policyd.errors import ConfigError, PolicydError, StoreError, UserError
 from policyd.listen import Listening
 from policyd.settle import settle
-from policyd.steering import Steering
 from policyd.store.locks import DaemonLock
-from policyd.store.steering_sync import SteeringMirror
+from policyd.store.steering_reader import SteeringReader
 from policyd.store.upkeep import Keep
 from policyd.store.writer import Writer
 
@@ -53,7 +51,12 @@ def _rule(section: CheckSection, config: Config) -> Rule:
     _, check = checks.load(section.use)
     context = Context(section.name, section.direction, config.site, config.tiers)
     return Rule(
-        section.name, section.use, section.direction, section.mode, section.on_error, check(section.options, context)
+        section.name,
+        section.use,
+        section.direction,
+        section.mode,
+        section.on_error,
+        check(section.options, context),
     )
 
 
@@ -64,49 +67,6 @@ def _check_failed(name: str, error: Exception) -> None:
     count = _failures[name] = _failures.get(name, 0) + 1
     if count & (count - 1) == 0:
         log.error("check %s failed (%d times so far): %s: %s", name, count, type(error).__name__, error)
-
-
-class _Reader:
-    """The steering data as the loop's thread sees them, over a connection of its own."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._mirror: SteeringMirror
-        self._failed = False
-        self.open()
-
-    def open(self) -> None:
-        """Open the file that is there now."""
-        connection = sqlite3.connect(self._path, isolation_level=None, timeout=0.05)
-        connection.execute("PRAGMA query_only = ON")
-        connection.execute("PRAGMA wal_autocheckpoint = 0")
-        mirror = SteeringMirror(connection)
-        mirror.load()
-        self._mirror = mirror
-
-    def reopen(self) -> None:
-        """Open anew; what is known stays if that fails."""
-        old = self._mirror
-        try:
-            self.open()
-            old.connection.close()
-        except sqlite3.Error as error:
-            log.error("steering data cannot be read: %s; what is known holds", error)
-
-    def steering(self) -> Steering:
-        """The steering data as of now; what was known before while they cannot be read."""
-        try:
-            self._mirror.refresh()
-            self._failed = False
-        except sqlite3.Error as error:
-            if not self._failed:
-                log.error("steering data cannot be read: %s; what is known holds", error)
-            self._failed = True
-        return self._mirror.steering
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._mirror.connection.close()
 
 
 class Service:
@@ -130,9 +90,11 @@ class Service:
             keep=_keep(config),
         )
         self._writer.open()
-        self._reader = _Reader(config.store.path)
+        self._reader = SteeringReader(config.store.path)
         clock = self._writer.clock
-        self.desk = Desk(loop, self._writer, engine, config.site, decision_log, clock.now, self._reader.steering)
+        self.desk = Desk(
+            loop, self._writer, engine, config.site, decision_log, clock.now, self._reader.steering
+        )
         self.listening = Listening(self.desk)
         self._writer.deliver = self.desk.deliver
         self._writer.replaced = self._reader.reopen
@@ -172,7 +134,8 @@ class Service:
         for session in list(self.listening.sessions):
             session.finish()
         until = time.monotonic() + ENDING
-        while (self.desk.waiting or any(s.busy for s in self.listening.sessions)) and time.monotonic() < until:
+        # Looked at only once in a life: not worth an event that every request would have to feed.
+        while self._in_work() and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         await self._loop.run_in_executor(None, self._writer.stop)
         # What the writer handed back last is delivered by calls that are queued on the loop.
@@ -182,10 +145,8 @@ class Service:
         self._lock.release()
         log.info("policyd ended")
 
-    def abandon(self) -> None:
-        """Let go of the store after a start that failed."""
-        self._writer.stop()
-        self._lock.release()
+    def _in_work(self) -> bool:
+        return bool(self.desk.waiting) or any(session.busy for session in self.listening.sessions)
 
     def _apply(self, config: Config) -> None:
         self.desk.deadline = config.server.deadline / 1000
@@ -217,7 +178,10 @@ class Service:
                 log.error("reload refused: %s", line)
             log.error("reload refused: policy %s stays in force", self.config.policy_version)
             return
-        if config.store.path != self.config.store.path or config.store.durability != self.config.store.durability:
+        if (
+            config.store.path != self.config.store.path
+            or config.store.durability != self.config.store.durability
+        ):
             log.warning("[store] url and durability take effect at the next start, not at a reload")
         old_log, self.desk.decision_log = self.desk.decision_log, decision_log
         old_log.close()
@@ -238,7 +202,9 @@ class Service:
                     await self.listening.open(listener)
                     opened.append(listener.address)
                 elif known[0] != listener:
-                    log.warning("changed settings of listener %s take effect at the next start", listener.address)
+                    log.warning(
+                        "changed settings of listener %s take effect at the next start", listener.address
+                    )
         except UserError:
             for address in opened:
                 await self.listening.close(address)

@@ -29,6 +29,7 @@ from policyd.window import Counter, slot_width
 NO_REF = "-----"
 EMPTY = '""'
 
+
 class State(Protocol):
     """What one batch of operations works on."""
 
@@ -183,7 +184,11 @@ def settle(
         ref,
         " | ".join(would)[:800] if would else "",
         _detail(proposal.heard, trials),
-        _charges_text(charges) if charges else "",
+        _charges_text(charges)
+        if charges
+        else earlier.charges
+        if earlier is not None and passed_before and not ref
+        else "",
         mark,
     )
 
@@ -201,7 +206,9 @@ def _amounts(request: Request, quota: Quota, state: State) -> dict[str, int]:
         if quota.external is not None and request.internal:
             return {}
         # Message and octets count with the first recipient that counts.
-        before = [s for s in state.siblings(request) if s.verdict != REFUSED and s.recipient != request.recipient]
+        before = [
+            s for s in state.siblings(request) if s.verdict != REFUSED and s.recipient != request.recipient
+        ]
         if quota.external is not None:
             before = [s for s in before if not _is_internal(request, s.recipient, quota.external)]
         whole = 0 if before else 1
@@ -305,7 +312,10 @@ def _reason(tried: Trials) -> str:
 
 def _charges_text(charges: dict[CounterKey, tuple[tuple[int, ...], int]]) -> str:
     """JSON: ``[[scope, value, unit, amount], ...]``."""
-    parts = [f'["{key.scope}",{json_text(key.value)},"{key.unit}",{amount}]' for key, (_, amount) in charges.items()]
+    parts = [
+        f'["{key.scope}",{json_text(key.value)},"{key.unit}",{amount}]'
+        for key, (_, amount) in charges.items()
+    ]
     return "[" + ",".join(parts) + "]"
 
 
@@ -321,7 +331,9 @@ def _detail(heard: Sequence[Heard], tried: Sequence[Trials]) -> str:
         elif opinion is None:
             outcome, reason = "-", ""
         else:
-            outcome = "final" if opinion.final else "limits" if opinion.quota is not None else opinion.answer.verb
+            outcome = (
+                "final" if opinion.final else "limits" if opinion.quota is not None else opinion.answer.verb
+            )
             reason = opinion.reason
         checks.append(f'["{name}","{mode}","{outcome}",{micros},{json_text(reason) if reason else EMPTY}]')
     limits = [

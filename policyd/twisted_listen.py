@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet import reactor
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
 
@@ -28,10 +28,11 @@ class TwistedPolicy(Protocol):
 
     def connectionMade(self) -> None:
         """See :class:`twisted.internet.protocol.Protocol`."""
-        peer: Any = self.transport.getPeer()  # type: ignore[union-attr]
-        self._session = self._listening.session(self._listener, _Transport(self.transport), (getattr(peer, "host", ""),))
+        transport: Any = self.transport
+        host = getattr(transport.getPeer(), "host", "")
+        self._session = self._listening.session(self._listener, _Transport(transport), (host,))
         if self._session is None:
-            self.transport.loseConnection()  # type: ignore[union-attr]
+            transport.loseConnection()
         else:
             self._listening.sessions.add(self._session)
 
@@ -40,7 +41,7 @@ class TwistedPolicy(Protocol):
         if self._session is not None:
             self._session.data_received(data)
 
-    def connectionLost(self, reason: Failure | None = None) -> None:  # type: ignore[override]
+    def connectionLost(self, reason: Failure | None = None) -> None:
         """See :class:`twisted.internet.protocol.Protocol`."""
         if self._session is not None:
             self._session.lost()
@@ -70,7 +71,7 @@ class _PolicyFactory(Factory):
 
 
 class _EndpointPort:
-    def __init__(self, port: IListeningPort, loop: Any) -> None:
+    def __init__(self, port: Any, loop: Any) -> None:
         self._port = port
         self._loop = loop
 
@@ -88,7 +89,7 @@ async def open_endpoint(listening: Listening, listener: Listener) -> _EndpointPo
     """
     loop = listening.desk.loop
     try:
-        endpoint = serverFromString(cast(Any, reactor), listener.address)
+        endpoint = serverFromString(cast("Any", reactor), listener.address)  # type: ignore[no-untyped-call]
         port = await endpoint.listen(_PolicyFactory(listening, listener)).asFuture(loop)
     except Exception as error:  # whatever a plug-in of Twisted's raises about a string of the admin's
         raise UserError(f"cannot listen on {listener.address}: {error}") from error

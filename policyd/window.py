@@ -158,7 +158,9 @@ class Counter:
             series.add(amount, at)
             stale = stale or at - series.asked > series.width * SLOTS
         if stale:
-            self.all = {width: series for width, series in self.all.items() if at - series.asked <= series.span}
+            self.all = {
+                width: series for width, series in self.all.items() if at - series.asked <= series.span
+            }
 
     def charge(self, widths: Iterable[int], amount: int, at: int) -> None:
         """Count, in series of ``widths`` among others."""

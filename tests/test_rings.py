@@ -32,7 +32,15 @@ RINGS: dict[str, tuple[str, ...]] = {
     ),
     "rules": ("policyd.wire", "policyd.engine", "policyd.settle", "policyd.checks"),
     "outside": ("policyd.store", "policyd.config", "policyd.decisionlog"),
-    "assembly": ("policyd.server", "policyd.listen", "policyd.service", "policyd.cli", "policyd.__main__"),
+    "assembly": (
+        "policyd.desk",
+        "policyd.session",
+        "policyd.listen",
+        "policyd.twisted_listen",
+        "policyd.service",
+        "policyd.cli",
+        "policyd.__main__",
+    ),
 }
 
 # What each ring may import of policyd. Inner rings know nothing of outer ones.

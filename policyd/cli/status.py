@@ -14,7 +14,7 @@ from policyd.request import END_OF_MESSAGE, MX, RCPT, SUBMISSION
 from policyd.units import DAY, HOUR, format_duration, format_size
 
 #: Decisions that are looked at for the last day at the most, so that the answer comes at once whatever the load.
-LOOKED_AT = 300_000
+LOOKED_AT = 100_000
 #: Octets of WAL that mean that something keeps it from being copied into the database.
 LONG_WAL = 256 * 1024 * 1024
 #: Difference of wall clock and ledger time that is worth a word, ms.

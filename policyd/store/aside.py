@@ -34,16 +34,16 @@ def move(path: str) -> str:
 
 def restore_steering(connection: sqlite3.Connection, damaged: str, known: Steering | None) -> int:
     """Write the steering rows that are known, else those that can still be read, into the new database; how many."""
-    rows: list[tuple[str, Row]] = []
-    if known is not None:
-        rows = [(table, row) for table in ROWS for row in known.rows(table)]
-    else:
-        rows = _readable(damaged)
+    rows = (
+        _readable(damaged) if known is None else [(table, row) for table in ROWS for row in known.rows(table)]
+    )
     connection.execute("BEGIN IMMEDIATE")
     try:
         for table, row in rows:
             marks = ", ".join("?" * len(row))
-            connection.execute(f"INSERT OR REPLACE INTO {table} ({', '.join(row._fields)}) VALUES ({marks})", row)
+            connection.execute(
+                f"INSERT OR REPLACE INTO {table} ({', '.join(row._fields)}) VALUES ({marks})", row
+            )
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")

@@ -69,8 +69,7 @@ class LedgerClock:
     def now(self) -> int:
         """Ledger time in ms; never less than what was given before."""
         now = self._ledger + boottime() - self._start
-        if now > self._last:
-            self._last = now
+        self._last = max(self._last, now)
         return self._last
 
     def base(self, now: int) -> Base:
@@ -80,11 +79,9 @@ class LedgerClock:
     def step(self) -> int:
         """By how many ms the wall clock was stepped since this was last asked; 0 for a difference within 2 s."""
         lead = wall() - self.now()
-        moved = lead - self.lead
-        if abs(moved) <= STEP:
-            return 0
-        self.lead = lead
-        return moved
+        moved, self.lead = lead - self.lead, lead
+        # A clock that is slewed drifts away slowly; that is no step, however far it gets in the end.
+        return moved if abs(moved) > STEP else 0
 
     def wall_of(self, ledger: int) -> int:
         """The wall clock (ms) at ledger time ``ledger``, if the clock is right now."""

@@ -20,7 +20,15 @@ ADMIN_BUSY = 5_000
 #: Size to which the WAL file is cut after a checkpoint, octets.
 WAL_LIMIT = 64 * 1024 * 1024
 
-_BUSY = {"SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM"}
+_BUSY = {
+    "SQLITE_BUSY",
+    "SQLITE_LOCKED",
+    "SQLITE_FULL",
+    "SQLITE_IOERR",
+    "SQLITE_READONLY",
+    "SQLITE_CANTOPEN",
+    "SQLITE_PERM",
+}
 _DAMAGED = {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT"}
 
 
@@ -46,7 +54,9 @@ def open_for_daemon(path: str, durability: str = "full") -> sqlite3.Connection:
             # Owner and group only, whatever the umask: it holds who writes to whom.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o640))
     except OSError as error:
-        raise StoreRefused(f"{path}: {error.strerror}; check [store] url and the rights of its directory") from None
+        raise StoreRefused(
+            f"{path}: {error.strerror}; check [store] url and the rights of its directory"
+        ) from None
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
     try:
         connection.execute(f"PRAGMA busy_timeout = {DAEMON_BUSY}")
@@ -54,7 +64,9 @@ def open_for_daemon(path: str, durability: str = "full") -> sqlite3.Connection:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
-            raise StoreRefused(f"{path}: this file system cannot hold a database in WAL mode; use a local disk")
+            raise StoreRefused(
+                f"{path}: this file system cannot hold a database in WAL mode; use a local disk"
+            )
         connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
@@ -62,7 +74,7 @@ def open_for_daemon(path: str, durability: str = "full") -> sqlite3.Connection:
         connection.execute("PRAGMA temp_store = MEMORY")
         migrate.migrate(connection, path)
         for table in ("ledger_state", "change", "decision_partition"):
-            connection.execute(f"SELECT * FROM {table} LIMIT 1").fetchone()
+            connection.execute(f"SELECT * FROM {table} LIMIT 1").fetchone()  # noqa: S608, names from the code
     except sqlite3.Error as error:
         connection.close()
         raise translate(error, path) from error
@@ -85,7 +97,9 @@ def as_owner(path: str) -> Iterator[None]:
             f"there is no database at {path}; start policyd once to make it, or name its configuration with --config"
         ) from None
     except OSError as error:
-        raise StoreRefused(f"{path}: {error.strerror}; run policyctl as root or as the owner of the file") from None
+        raise StoreRefused(
+            f"{path}: {error.strerror}; run policyctl as root or as the owner of the file"
+        ) from None
     if os.geteuid() != 0 or status.st_uid == 0:
         yield
         return

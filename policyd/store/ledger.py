@@ -1,17 +1,18 @@
 """The ledger: one batch of operations read, decided and written, in one transaction.
 
-The order within :meth:`Ledger.run` is: begin; take in steering changes; read what the whole batch needs, with one statement
-each; decide one operation after the other in memory; write everything, with one statement each; commit. Statements that
-take a whole batch let go of the interpreter once instead of once a row, so the loop's thread goes on meanwhile.
+The order within :meth:`Ledger.run` is: begin; take in steering changes; read what the whole batch needs, with one
+statement each; decide one operation after the other in memory; write everything, with one statement each; commit.
+Statements that take a whole batch let go of the interpreter once instead of once a row, so the loop's thread goes on.
 
-The counters in memory are a cache of the counter table. When a commit fails, the decisions of the batch stand (they are about to be
-answered) and go to the backlog: decisions and charges that are not on disk yet. The next transaction that
-succeeds writes the backlog from what the table says then, so nothing is lost and nothing is counted twice.
+The counters in memory are a cache of the counter table. When a commit fails, the decisions of the batch stand (they
+are about to be answered) and go to the backlog: decisions and charges that are not on disk yet. The next transaction
+that succeeds writes the backlog on top of what the table says then, so nothing is lost and nothing is counted twice.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,8 @@ from policyd.store.clock import LedgerClock, wall
 from policyd.store.steering_sync import SteeringMirror
 from policyd.units import HOUR
 from policyd.window import Counter
+
+log = logging.getLogger("policyd.store")
 
 #: How long a request is known again, ms.
 IDENTITY = HOUR
@@ -51,7 +54,7 @@ class Settle(Protocol):
         request: Request,
         proposal: Proposal,
         now: int,
-        state: Ledger,
+        state: Any,
         local_time: Callable[[int], str],
         forced: Answer | None = None,
         previous: Earlier | None = None,
@@ -139,6 +142,8 @@ class Ledger:
         self._decided: dict[str, list[Decision]] = {}
         self._unwritten: dict[str, list[Decision]] = {}
         self._readable = True
+        self._ref_seq = 0
+        self._last_id = 0
         self._load()
 
     def _load(self) -> None:
@@ -224,7 +229,9 @@ class Ledger:
         try:
             self.begin()
             self._replay(self.backlog.charges)
-            self._write(*self._prepare(self.backlog.decisions, {charge.key for charge in self.backlog.charges}))
+            self._write(
+                *self._prepare(self.backlog.decisions, {charge.key for charge in self.backlog.charges})
+            )
             self.connection.execute("COMMIT")
         except sqlite3.Error:
             self.rollback()
@@ -256,8 +263,10 @@ class Ledger:
                 self.connection.execute("ROLLBACK")
 
     def forget_counters(self) -> None:
-        """Drop the cache, when the table may have changed in a way that the change table does not tell."""
+        """Drop the cache, when it may say something else than the table."""
         self._counters.clear()
+        self._dirty.clear()
+        self._replay(self.backlog.charges)
 
     def decide(self, operations: Sequence[Operation], mark: str = "") -> Batch:
         """Settle each operation in memory, in order; an operation that fails does not fail its neighbours."""
@@ -271,7 +280,7 @@ class Ledger:
                 settled = self._settle(
                     request, proposal, now, self, self.clock.local_time, operation.forced, operation.previous
                 )
-            except Exception as error:  # a bug in one operation must not take the batch with it
+            except Exception as error:  # noqa: BLE001, a bug in one operation must not take the batch with it
                 self._report(operation, error)
                 decisions.append(None)
                 continue
@@ -362,10 +371,14 @@ class Ledger:
         by_stage: list[tuple[str, str]] = []
         for operation in operations:
             request = operation.request
-            quotas = [h.opinion.quota for h in operation.proposal.heard if h.opinion is not None and h.opinion.quota]
+            quotas = [
+                h.opinion.quota for h in operation.proposal.heard if h.opinion is not None and h.opinion.quota
+            ]
             for quota in quotas:
                 suffix = "" if quota.external is None else "/external"
-                keys.update([CounterKey(quota.scope, quota.value, limit.unit + suffix) for limit in quota.limits])
+                keys.update(
+                    [CounterKey(quota.scope, quota.value, limit.unit + suffix) for limit in quota.limits]
+                )
             if request.instance:
                 if request.stage == RCPT and not any(quota.counts for quota in quotas):
                     exact.append((request.instance, RCPT, request.recipient))
@@ -376,7 +389,9 @@ class Ledger:
         self._read_counters(keys)
         self._seen.clear()
         if self.partitions:
-            self._read_earlier("d.instance = w.instance AND d.stage = w.stage AND d.recipient = w.recipient", exact, 3)
+            self._read_earlier(
+                "d.instance = w.instance AND d.stage = w.stage AND d.recipient = w.recipient", exact, 3
+            )
             self._read_earlier("d.instance = w.instance AND d.stage = w.stage", by_stage, 2)
             for rows in self._seen.values():
                 rows.sort()
@@ -388,9 +403,17 @@ class Ledger:
         for chunk in _chunked(missing):
             sql = _SELECT_COUNTERS[len(chunk)]
             for scope, value, unit, cells in self.connection.execute(sql, _flat(chunk)).fetchall():
-                self._counters[CounterKey(scope, value, unit)] = Counter.unpack(cells)
+                try:
+                    self._counters[CounterKey(scope, value, unit)] = Counter.unpack(cells)
+                except ValueError as error:
+                    log.error(
+                        "store-damaged: the counter of %s %r cannot be read, it begins anew: %s",
+                        scope,
+                        value,
+                        error,
+                    )
 
-    def _read_earlier(self, condition: str, wanted: list[tuple[str, ...]] | list[tuple[str, str, str]], width: int) -> None:
+    def _read_earlier(self, condition: str, wanted: Sequence[tuple[str, ...]], width: int) -> None:
         if not wanted:
             return
         since = self.clock.now() - IDENTITY
@@ -411,7 +434,7 @@ class Ledger:
 
     def _prepare(
         self, decisions: Iterable[Decision | None], dirty: Iterable[CounterKey]
-    ) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
+    ) -> tuple[list[tuple[str | int | None, ...]], list[tuple[str, str, str, bytes, int]]]:
         """The rows to write: decisions, and the counters that changed."""
         now = self.clock.now()
         counters = []

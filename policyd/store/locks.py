@@ -20,7 +20,9 @@ def _open(path: str) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
     except OSError as error:
-        raise StoreRefused(f"{path}: {error.strerror}; run it as the user that owns the database, or as root") from None
+        raise StoreRefused(
+            f"{path}: {error.strerror}; run it as the user that owns the database, or as root"
+        ) from None
 
 
 class DaemonLock:

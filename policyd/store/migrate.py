@@ -51,7 +51,9 @@ def check_version(connection: sqlite3.Connection, path: str) -> None:
             "install that version again, or restore the backup made before the upgrade"
         )
     if have < want:
-        raise StoreRefused(f"{path} is of schema {have}, this policyd needs {want}; start policyd once to upgrade it")
+        raise StoreRefused(
+            f"{path} is of schema {have}, this policyd needs {want}; start policyd once to upgrade it"
+        )
 
 
 def statements(script: str) -> list[str]:

@@ -21,7 +21,7 @@ from policyd.store.partitions import Partition
 from policyd.window import Counter
 
 #: Accounts that are compared when a name is not known.
-COMPARED = 20_000
+COMPARED = 5_000
 _LAST = 2**63 - 1
 
 
@@ -350,9 +350,12 @@ def is_known(connection: sqlite3.Connection, user: str) -> bool:
 
 def similar(connection: sqlite3.Connection, user: str) -> list[str]:
     """At most three known accounts whose names resemble ``user``, the nearest first."""
-    candidates = _accounts(connection, "", COMPARED)
-    if len(candidates) >= COMPARED:
-        candidates = _accounts(connection, user[:2], COMPARED)
+    candidates: list[str] = []
+    # With many accounts only those are compared that begin alike; nobody mistypes everything.
+    for length in (0, 1, 2, 3, 4, 6, 8, 12):
+        candidates = _accounts(connection, user[:length], COMPARED)
+        if len(candidates) < COMPARED:
+            break
     bare = [name for name in candidates if name.partition("@")[0] == user.partition("@")[0] and name != user]
     near = difflib.get_close_matches(user, candidates, n=3, cutoff=0.75)
     return list(dict.fromkeys([*near, *sorted(bare)]))[:3]

@@ -42,9 +42,16 @@ class SteeringMirror:
             return []
         since = self.steering.generation
         changes = self.connection.execute(
-            "SELECT generation, tbl, key FROM change WHERE generation > ? ORDER BY generation LIMIT ?", (since, MOST + 1)
+            "SELECT generation, tbl, key FROM change WHERE generation > ? ORDER BY generation LIMIT ?",
+            (since, MOST + 1),
         ).fetchall()
-        reset = [CounterKey(*json.loads(key)[:2], unit) for _, tbl, key in changes if tbl == "counter" for unit in _UNITS]
+        reset = [
+            CounterKey(str(scope), str(value), unit)
+            for _, table, key in changes
+            if table == "counter"
+            for scope, value in [json.loads(key)[:2]]
+            for unit in _UNITS
+        ]
         if len(changes) > MOST or not changes or changes[0][0] != since + 1:
             self.load()
             return reset

@@ -65,7 +65,8 @@ class Upkeep:
         step = self._ledger.clock.step()
         if step:
             log.error(
-                "clock-step: the wall clock moved by %+.1f s; limits, bans and expiries go on by elapsed time", step / 1000
+                "clock-step: the wall clock moved by %+.1f s; limits, bans and expiries go on by elapsed time",
+                step / 1000,
             )
         if clock >= self._next_look:
             self._next_look = clock + LOOK
@@ -76,19 +77,26 @@ class Upkeep:
         """Copy the WAL into the database, unless a ``policyctl`` is changing something at this moment."""
         try:
             with locks.write_lock(self._path, 5.0 if wait else 0.0):
-                self._ledger.connection.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if wait else 'PASSIVE'})").fetchone()
+                self._ledger.connection.execute(
+                    f"PRAGMA wal_checkpoint({'TRUNCATE' if wait else 'PASSIVE'})"
+                ).fetchone()
         except StoreBusy:
             return
         size = _size(self._path + "-wal")
         if size > WAL_ALARM and not self._alarmed:
-            log.error("wal-growth: %s-wal has %d MB; a reader holds it, see 'policyctl status'", self._path, size >> 20)
+            log.error(
+                "wal-growth: %s-wal has %d MB; a reader holds it, see 'policyctl status'",
+                self._path,
+                size >> 20,
+            )
         self._alarmed = size > WAL_ALARM
 
     def _look(self) -> None:
         """Look at sizes, and start over with the sweep of the counters."""
         connection = self._ledger.connection
         pages, free, size = (
-            connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+            connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
         )
         try:
             disk = os.statvfs(os.path.dirname(os.path.abspath(self._path)))
@@ -119,7 +127,9 @@ class Upkeep:
                     if statement.split("EXISTS ", 1)[1].split()[0] not in have:
                         connection.execute(statement)
                         return True
-                connection.execute("UPDATE decision_partition SET indexed = 1 WHERE number = ?", (partition.number,))
+                connection.execute(
+                    "UPDATE decision_partition SET indexed = 1 WHERE number = ?", (partition.number,)
+                )
                 self._ledger.partitions = partitions.catalogue(connection)
                 return True
         return False
@@ -130,7 +140,10 @@ class Upkeep:
         if not closed:
             return False
         oldest = closed[0]
-        if oldest.closed_at < self._ledger.clock.now() - self._keep.decisions or len(closed) >= partitions.MOST - 1:
+        if (
+            oldest.closed_at < self._ledger.clock.now() - self._keep.decisions
+            or len(closed) >= partitions.MOST - 1
+        ):
             return self._drop(oldest)
         if not self._crowded:
             return False
@@ -151,7 +164,8 @@ class Upkeep:
         connection = self._ledger.connection
         # In steps: dropping a large table at once takes as long as deleting its rows.
         deleted = connection.execute(
-            f"DELETE FROM {partition.table} WHERE id IN (SELECT id FROM {partition.table} LIMIT ?)", (STEP_ROWS,)
+            f"DELETE FROM {partition.table} WHERE id IN (SELECT id FROM {partition.table} LIMIT ?)",
+            (STEP_ROWS,),
         ).rowcount
         if not deleted:
             connection.execute("BEGIN IMMEDIATE")
@@ -180,7 +194,8 @@ class Upkeep:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 connection.executemany(
-                    f"DELETE FROM counter WHERE scope = ? AND value = ? AND unit = ? AND expires_at < {now:d}", old
+                    f"DELETE FROM counter WHERE scope = ? AND value = ? AND unit = ? AND expires_at < {now:d}",
+                    old,
                 )
                 connection.execute("COMMIT")
             except sqlite3.Error:

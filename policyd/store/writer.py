@@ -9,6 +9,7 @@ overwritten, and a new one is begun with the steering data that are known.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import threading
@@ -122,10 +123,10 @@ class Writer:
             self._wake.wait(pause)
             self._wake.clear()
             while self._queue:
-                operations = []
+                operations: list[Operation] = []
                 while self._queue and len(operations) < BATCH:
                     operations.append(self._queue.popleft())
-                self._hand_back(operations, self._run(operations))
+                self._hand_back(operations, self._run_safely(operations))
                 self._upkeep_if_due()
             if self.sick:
                 self._try_to_heal()
@@ -134,6 +135,19 @@ class Writer:
                 break
             pause = 0.0 if busy and not self.sick else RETRY if self.sick else UPKEEP
         self._close()
+
+    def _run_safely(self, operations: Sequence[Operation]) -> list[Decision | None]:
+        """Run a batch; if that fails for no reason of the database's, one operation at a time."""
+        try:
+            return self._run(operations)
+        except Exception as error:  # noqa: BLE001, the writer must not end, whatever one operation does
+            self._ledger.rollback()
+            with contextlib.suppress(sqlite3.Error):
+                self._ledger.forget_counters()
+            if len(operations) == 1:
+                _report(operations[0], error)
+                return [None]
+        return [decision for operation in operations for decision in self._run_safely([operation])]
 
     def _run(self, operations: Sequence[Operation]) -> list[Decision | None]:
         """Decide a batch on disk or, if that cannot be, in memory."""
@@ -286,4 +300,6 @@ def _counts(operation: Operation) -> bool:
 
 
 def _report(operation: Operation, error: Exception) -> None:
-    log.error("decision failed on instance %r: %s: %s", operation.request.instance, type(error).__name__, error)
+    log.error(
+        "decision failed on instance %r: %s: %s", operation.request.instance, type(error).__name__, error
+    )
