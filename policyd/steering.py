@@ -175,7 +175,7 @@ def canonical_value(kind: str, value: str) -> str:
             raise ValueError(f"{value!r} is no address; for a whole domain use 'domain {value.strip('@')}'")
     if kind == "domain":
         value = value.removeprefix("@").rstrip(".")
-        if "@" in value or not value.strip("."):
+        if "@" in value or "/" in value or not value.strip("."):
             raise ValueError(f"{value or '.'!r} is no domain")
         return value
     return address_key(value)

@@ -307,6 +307,7 @@ def test_canonical_values(kind: str, text: str, value: str) -> None:
         ("domain", "alice@example.org", "is no domain"),
         ("domain", ".", "is no domain"),
         ("domain", "@", "is no domain"),
+        ("domain", "192.0.2.0/24", "is no domain"),
         ("client", "192.0.2.1/24", "write 192.0.2.0/24"),
         ("client", "192.0.2.256", "is no IP address"),
         ("client", "192.0.2", "is no IP address"),

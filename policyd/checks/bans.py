@@ -24,7 +24,8 @@ from policyd.steering import Entry, Listing, Steering, canonical_value, client_n
 def _never(value: Any) -> str:
     """A login, address, domain or client network that can never be banned."""
     text = string(value)
-    kind = "client" if client_network(text) else "user" if "@" in text.strip("@") else "domain"
+    # A slash means a network: one that is mistyped is an error, not a domain that nobody has.
+    kind = "client" if client_network(text) or "/" in text else "user" if "@" in text.strip("@") else "domain"
     return canonical_value(kind, text)
 
 

@@ -1,0 +1,125 @@
+"""What every check of policyd keeps to: read from the package, so that a new one is held to it by being there."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from policyd import checks
+from policyd.checks import Context, describe, load, names, options_of
+from policyd.opinion import Opinion
+from policyd.request import STAGES, SUBMISSION, Site
+from policyd.steering import Steering
+from policyd.tiers import Tiers
+
+HERE = Path(__file__).parent
+MODULES = [module.name for module in pkgutil.iter_modules(checks.__path__)]
+
+
+def module_of(name: str) -> Any:
+    return importlib.import_module(f"policyd.checks.{name}")
+
+
+def test_the_package_names_its_checks() -> None:
+    """Each module is a check: there is nothing to register."""
+    assert names() == sorted(MODULES)
+    assert {"allow", "bans", "quota"} <= set(names())
+    assert list(describe()) == names()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_it_says_what_it_is_for(name: str) -> None:
+    """`policyctl check list` and the manual show the first line; the classes are described too."""
+    module = module_of(name)
+    first, _, rest = inspect.getdoc(module).partition("\n")  # type: ignore[union-attr]
+    assert first.endswith(".")
+    assert len(first) <= 130
+    assert rest.strip(), "what it does in more than one line: meaning, units, what it does not do"
+    assert describe()[name] == first
+    for described in (module.Options, module.Check, module.Check.check):
+        assert inspect.getdoc(described)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_its_options_are_frozen_and_have_defaults(name: str) -> None:
+    """``use = "name"`` alone is a whole section; each key has a reader and a help text, each default reads as one."""
+    options = options_of(name)
+    assert dataclasses.is_dataclass(options)
+    assert options.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    made = options()
+    assert made == options()
+    for field in dataclasses.fields(options):
+        assert callable(field.metadata["read"]), field.name
+        help_text = field.metadata["help"]
+        assert help_text.endswith("."), field.name
+        assert "\n" not in help_text
+        default = getattr(made, field.name)
+        hash(default)
+        if isinstance(default, str | int):
+            assert field.metadata["read"](default) == default, field.name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(made, field.name, default)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_its_class_keeps_the_contract(name: str) -> None:
+    """Stages that exist, steadfast or not, an ``async def check`` with the three arguments."""
+    options, check = load(name)
+    assert isinstance(check.stages, frozenset)
+    assert check.stages <= set(STAGES)
+    assert isinstance(check.steadfast, bool)
+    assert inspect.iscoroutinefunction(check.check)
+    assert list(inspect.signature(check.check).parameters) == ["self", "request", "now", "steering"]
+    assert list(inspect.signature(check.__init__).parameters) == ["self", "options", "context"]
+    for direction in ("submission", "any"):
+        check(options(), Context(name, direction))
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "NEW-STAGE", ""])
+@pytest.mark.parametrize("name", MODULES)
+def test_it_answers_a_bare_request_at_every_stage(name: str, stage: str) -> None:
+    """Nothing is known but the stage: no exception, and an opinion or none; with no loop running."""
+    options, check = load(name)
+    made = check(options(), Context(name, "any", Site(), Tiers()))
+    for context in ("", SUBMISSION):
+        request = Site().request({"protocol_state": stage, "policy_context": context})
+        with pytest.raises(StopIteration) as stop:
+            made.check(request, 0, Steering()).send(None)  # type: ignore[attr-defined]
+        assert stop.value.value is None or isinstance(stop.value.value, Opinion)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_it_has_a_test_of_its_own(name: str) -> None:
+    """A check without a test is not merged."""
+    assert (HERE / f"test_{name}.py").is_file()
+
+
+@pytest.mark.parametrize(
+    "use", ["nothing", "", "Quota", ".", "..", ".quota", "no.such.module", "json.decoder", "a..b"]
+)
+def test_what_is_no_check_is_a_lookup_error(use: str) -> None:
+    """The configuration's ``use`` is the admin's text: one kind of error, which names it."""
+    with pytest.raises(LookupError) as caught:
+        load(use)
+    assert repr(use) in str(caught.value)
+
+
+def test_a_check_from_elsewhere_is_named_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A site's own check needs no change of policyd; a broken one is named with its reason."""
+    (tmp_path / "site_checks").mkdir()
+    (tmp_path / "site_checks" / "fine.py").write_text("class Options: ...\nclass Check: ...\n")
+    (tmp_path / "site_checks" / "broken.py").write_text("class Options(\n")
+    (tmp_path / "site_checks" / "empty.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    options, check = load("site_checks.fine")
+    assert (options.__name__, check.__name__) == ("Options", "Check")
+    assert load("policyd.checks.quota") == load("quota")
+    for name in ("broken", "empty"):
+        with pytest.raises(LookupError, match=f"'site_checks.{name}' cannot be loaded as a check: "):
+            load(f"site_checks.{name}")
