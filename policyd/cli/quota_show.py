@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from policyd.cli.offline import Offline, Usage
     from policyd.steering import Steering
+    from policyd.window import Counter
 
 #: Whose counters can be ranked: the scopes of the quota check.
 SCOPES = (
@@ -191,6 +192,15 @@ def _circumstances(row: dict[str, Any], times: Times) -> str:
     return text + (f": {escape(row['reason'])}" if row["reason"] else "")
 
 
+def _used(counter: Counter, width: int, window: int, now: int) -> int:
+    """What was counted in the window, from the series that exists: a ranking needs no new one for each of a million counters."""
+    widths = counter.all
+    if width not in widths:
+        wider = [other for other in widths if other > width]
+        width = min(wider) if wider else max(widths, default=0)
+    return widths[width].used(window, now) if width else 0
+
+
 @click.command("top")
 @click.option(
     "--per", "scope", type=click.Choice(SCOPES), default="user", show_default=True, help="Whose counters."
@@ -217,17 +227,18 @@ def quota_top(session: Session, scope: str, unit: str, window: str, limit: int) 
 
     from policyd.store import read
     from policyd.units import format_duration, parse_window
+    from policyd.window import slot_width
 
     with usage_errors("--window"):
         length = parse_window(window)
     found: dict[str, list[int | None]] = {}
-    reach = length
+    reach, width = length, slot_width(length)
     with session.reading() as connection:
         times = Times.of(connection)
         with read.snapshot(connection):
             for at, suffix in enumerate(("/external", "")):
                 for value, counter in read.counters(connection, scope, unit + suffix):
-                    used = counter.used(length, times.now)
+                    used = _used(counter, width, length, times.now)
                     if used:
                         found.setdefault(value, [None, None])[at] = used
                         # A counter remembers as much as the longest limit on it needs.

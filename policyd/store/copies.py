@@ -62,7 +62,7 @@ def restore(source: str, path: str) -> str:
         _must_be_ours(copy, source)
         _must_be_sound(copy, source)
         pages, size = (copy.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
-        with _as_owner(path), _alone(path):
+        with _as_owner(path), _alone(path), locks.write_lock(path):
             _need_room(path, pages * size, _free(path))
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(target)
