@@ -6,8 +6,11 @@ import json
 import os
 import re
 import signal
+import socket
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -88,13 +91,6 @@ class Policyd:
         """Send it a signal."""
         os.kill(self.pid, number)
 
-    def reload(self, *, refused: bool = False) -> None:
-        """SIGHUP, and wait until it says that it took the configuration over, or refused it."""
-        pattern = r"reload refused: policy" if refused else r" reloaded: policy"
-        before = len(re.findall(pattern, self.told()))
-        self.signal(signal.SIGHUP)
-        self.wait_told(pattern, before + 1)
-
     def resident(self) -> int:
         """Resident memory of the process, octets."""
         found = re.search(r"^VmRSS:\s+(\d+) kB$", Path(f"/proc/{self.pid}/status").read_text(), re.MULTILINE)
@@ -136,17 +132,18 @@ class Policyd:
             self.kill()
             raise
 
-    def reload(self, policy: str) -> None:
-        """Put another policy into force without a restart."""
+    def reload(self, policy: str | None = None, *, refused: bool = False) -> None:
+        """Put another policy into force, or the file as it is, without a restart; ``refused`` if it is to be refused."""
         begun = self.messages.stat().st_size
-        self.configure(policy)
-        os.kill(self.pid, signal.SIGHUP)
+        if policy is not None:
+            self.configure(policy)
+        self.signal(signal.SIGHUP)
 
         def told() -> str:
             return self.messages.read_text()[begun:]
 
-        wait_for(lambda: re.search(r"\breload(ed|\srefused):", told()), told)
-        assert "reloaded:" in told(), told()
+        wait_for(lambda: re.search(r"\breload(ed|\srefused: policy \S+ stays)", told()), told)
+        assert ("reloaded:" in told()) is not refused, told()
 
     def stop(self) -> None:
         """End it in order; that is to succeed."""

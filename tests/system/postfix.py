@@ -7,6 +7,7 @@ accepted goes to discard(8), so that each accepted recipient leaves one ``status
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
+from tests.system.daemon import free_port
 from tests.system.waiting import PATIENCE, wait_for
 
 DEBIAN = Path("/usr/share/postfix")
@@ -109,13 +111,6 @@ def without(master_cf: str, entry: str) -> str:
     return text
 
 
-def free_port() -> int:
-    """A TCP port on 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 class Postfix:
     """One instance; a context manager.
 
@@ -170,8 +165,9 @@ class Postfix:
         port = self.ports.setdefault(entry[1], free_port())
         return f"127.0.0.1:{port}{entry[2]}"
 
-    def admin(self, *command: str) -> str:
-        """The output of a command such as ``postqueue -p``, run by root for this instance; a warning from it is a failure."""
+    def admin(self, *command: str, quiet: bool = True) -> str:
+        """The output of a command such as ``postconf -n``, run by root for this instance; where it is to be ``quiet``, a
+        word from it on stderr is a failure."""
         done = subprocess.run(
             command,
             env={**os.environ, "MAIL_CONFIG": str(self.config), "LC_ALL": "C"},
@@ -180,7 +176,7 @@ class Postfix:
             check=False,
         )
         assert done.returncode == 0, (command, done)
-        assert not done.stderr, (command, done)
+        assert not (quiet and done.stderr), (command, done)
         return done.stdout
 
     def __enter__(self) -> Self:
@@ -189,7 +185,7 @@ class Postfix:
             self._start("postfix", "-c", str(self.config), "start-fg")
             wait_for((self.queue / "private/auth").is_socket, self._state)
             for port in self.ports.values():
-                wait_for(lambda port=port: _listens(port), self._state)  # type: ignore[misc]
+                wait_for(functools.partial(_listens, port), self._state)
         except BaseException:
             self.__exit__()
             raise
@@ -284,20 +280,28 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.smtp.close()
 
-    def send(self, sender: str, *recipients: str, size: int = 100) -> str:
+    def send(
+        self,
+        sender: str,
+        *recipients: str,
+        size: int = 100,
+        before_end: Callable[[], object] = lambda: None,
+    ) -> str:
         """Postfix's reply to one message: to the command that was refused, or to the end of the message.
 
-        A message goes to all ``recipients`` or to none.
+        A message goes to all ``recipients`` or to none. ``before_end`` is called when the recipients were accepted.
         """
-        steps: list[Callable[[], tuple[int, bytes]]] = [lambda: self.smtp.mail(sender)]
-        steps += [lambda recipient=recipient: self.smtp.rcpt(recipient) for recipient in recipients]  # type: ignore[misc]
-        steps += [lambda: self.smtp.data(b"Subject: test\r\n\r\n" + b"x" * (size - 2) + b"\r\n")]
+        content = b"Subject: test\r\n\r\n" + b"x" * (size - 2) + b"\r\n"
+
+        def end() -> tuple[int, bytes]:
+            before_end()
+            return self.smtp.data(content)
+
+        commands: list[Callable[[], tuple[int, bytes]]] = [functools.partial(self.smtp.mail, sender)]
+        commands += [functools.partial(self.smtp.rcpt, recipient) for recipient in recipients]
         reply = ""
-        for step in steps:
-            try:
-                code, text = step()
-            except smtplib.SMTPDataError as error:
-                code, text = error.smtp_code, error.smtp_error  # type: ignore[assignment]
+        for command in (*commands, end):
+            code, text = command()
             reply = f"{code} {text.decode()}"
             if code >= 400:
                 self.smtp.rset()
