@@ -52,6 +52,9 @@ def test_killed_and_back_within_a_session(postfix: Postfix, policyd: Policyd) ->
         )
         with postfix.connect("smtp") as stranger:
             accepted.append(queue_id(stranger.send("x@remote.test", "alice@example.org")))
+        assert [
+            line for line in postfix.complaints() if "problem talking to server policyd/policy.sock" in line
+        ]
         policyd.start()
         assert policyd.used("alice", "messages") == 3
         accepted += [queue_id(client.send("alice@example.org", REMOTE)) for _ in range(3)]

@@ -101,7 +101,7 @@ def test_a_stock_entry_that_is_left_alone_asks_at_the_end_only(short: tuple[Post
 def test_sendmail_goes_around_policyd(short: tuple[Postfix, Policyd]) -> None:
     """What the README warns of: pickup(8) asks nobody."""
     postfix, policyd = short
-    postfix.sendmail("app@example.org", "unseen@remote.test")
+    assert postfix.sendmail("app@example.org", "unseen@remote.test") == ""
     postfix.wait_for_log(r"to=<unseen@remote\.test>.* status=sent ")
     assert policyd.ctl_json("log", "--recipient", "unseen@remote.test") == []
 
@@ -213,12 +213,25 @@ def test_local_mail_is_asked_about_when_pickup_goes_through_smtpd(wired: tuple[P
     postfix, policyd = wired
     used = policyd.used("client:127.0.0.1", "messages", "1h")
     for _ in range(3 - used):
-        postfix.sendmail("app@example.org", "bob@remote.test")
+        assert postfix.sendmail("app@example.org", "bob@remote.test") == ""
     wait_for(lambda: policyd.used("client:127.0.0.1", "messages", "1h") == 3, lambda: postfix.log)
-    postfix.sendmail("app@example.org", "late@remote.test")
+    assert postfix.sendmail("app@example.org", "late@remote.test") == ""
     deferred = postfix.wait_for_log(r"to=<late@remote\.test>.* status=deferred \(.*")
     assert "Sending limit reached; 3 of 3 messages per hour" in deferred[0]
     assert postfix.complaints() == []
+
+
+def test_sendmail_can_be_closed_to_a_user() -> None:
+    """The first remedy of the README, tried on the user that runs the tests, and its words."""
+    (setting,) = re.findall(r"`(authorized_submit_users = .*?)`", contrib("README.md"))
+    postfix = Postfix(f"{setting}\n".replace("www-data", "root"), stock_master_cf())
+    try:
+        complaint = postfix.sendmail("app@example.org", "bob@remote.test")
+    finally:
+        postfix.remove()
+    promised = re.search(r"\"(User .*?)\"", contrib("README.md"))
+    assert promised
+    assert promised[1].replace("www-data(33)", "root(0)") in complaint
 
 
 def test_the_stock_file_has_what_is_switched_on() -> None:
