@@ -331,14 +331,14 @@ requests_of = st.dictionaries(names, values, max_size=8).map(
 cuts = st.lists(st.integers(0, 10**6), max_size=30)
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(st.lists(requests_of, max_size=5), cuts)
 def test_n_requests_in_any_split_are_n_dicts_in_order(sent: list[dict[str, str]], at: list[int]) -> None:
     """The promise of the parser."""
     assert parse(split(b"".join(map(message, sent)), at)) == (sent, None)
 
 
-@settings(max_examples=600)
+@settings(max_examples=300)
 @given(
     st.binary(max_size=300)
     | st.lists(
@@ -375,7 +375,7 @@ def test_any_octets_in_any_split_have_one_outcome(data: bytes, at: list[int]) ->
     )
 
 
-@settings(max_examples=600)
+@settings(max_examples=300)
 @given(st.data())
 def test_a_damaged_request_harms_none_before_it(data: st.DataObject) -> None:
     """Octets of a real request changed, removed, doubled: the requests before come out, then one error or dicts."""

@@ -117,11 +117,8 @@ def test_a_ban_refuses(kind: str, value: str, attributes: dict[str, str]) -> Non
 )
 def test_a_ban_of_something_else_does_not(kind: str, value: str, attributes: dict[str, str]) -> None:
     """No refusal, but the intent to ask again when the decision is settled."""
-    assert (
-        ask(check(), request(**attributes), banned((kind, value)))
-        == Opinion(standing=ask(check(), request(), Steering()).standing)
-        or refused(request(**attributes), (kind, value)) == ""
-    )
+    opinion = ask(check(), request(**attributes), banned((kind, value)))
+    assert (opinion.answer, opinion.reason, opinion.final) == (DUNNO, "", False)
 
 
 def test_without_bans_nothing_is_looked_up() -> None:
@@ -253,7 +250,7 @@ def test_a_hostile_value_is_escaped_in_the_reason() -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"never": ["192.0.2.1/24"]}, "is no|host bits"),
+        ({"never": ["192.0.2.1/24"]}, "has host bits set"),
         ({"never": [""]}, "is no"),
         ({"action": "drop"}, "none of reject, defer"),
         ({"text": "{user}"}, "no field here"),

@@ -78,7 +78,11 @@ def test_its_class_keeps_the_contract(name: str) -> None:
     assert list(inspect.signature(check.check).parameters) == ["self", "request", "now", "steering"]
     assert list(inspect.signature(check.__init__).parameters) == ["self", "options", "context"]
     for direction in ("submission", "any"):
-        check(options(), Context(name, direction))
+        made = check(options(), Context(name, direction))
+        for needing, stages in made.needs.items():
+            assert needing in ("submission", "mx")
+            assert direction in ("any", needing), "a stage that is never asked would be missed for ever"
+            assert stages <= (check.stages or frozenset(STAGES))
 
 
 @pytest.mark.parametrize("stage", [*STAGES, "NEW-STAGE", ""])

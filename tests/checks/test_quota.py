@@ -191,6 +191,30 @@ def test_a_mail_is_counted_at_one_stage(count_at: str, stage: str, counts: bool 
     assert Check.stages == {"RCPT", "END-OF-MESSAGE"}
 
 
+@pytest.mark.parametrize(
+    ("direction", "options", "needs"),
+    [
+        ("any", {"count": "all"}, {"submission": {"END-OF-MESSAGE"}}),
+        ("submission", {"count": "external"}, {"submission": {"RCPT", "END-OF-MESSAGE"}}),
+        ("submission", {"count": "all", "count_at": "rcpt"}, {"submission": {"RCPT"}}),
+        ("submission", {"count_at": "rcpt"}, {"submission": {"RCPT"}}),
+        ("mx", {"count": "all", "per": "client"}, {"mx": {"END-OF-MESSAGE"}}),
+        (
+            "any",
+            {"count": "all", "per": "client"},
+            {"submission": {"END-OF-MESSAGE"}, "mx": {"END-OF-MESSAGE"}},
+        ),
+        ("any", {"count": "all", "per": "server"}, {"submission": {"END-OF-MESSAGE"}}),
+    ],
+)
+def test_it_says_which_stages_it_cannot_do_without(
+    direction: str, options: dict[str, str], needs: dict[str, set[str]]
+) -> None:
+    """A rule whose stage never arrives counts nothing: policyd must be able to say so."""
+    made = check(direction, limits=["5 messages per 1m"], **options)
+    assert made.needs == needs
+
+
 def test_internal_mail_is_left_out_or_not() -> None:
     """``count``: the site's own domains, or nothing to leave out."""
     external, everything = (intent(check(count=count), request(**LOGIN)) for count in ("external", "all"))
