@@ -16,8 +16,9 @@ from functools import lru_cache
 from json.encoder import encode_basestring as json_text
 from typing import NamedTuple, Protocol
 
-from policyd.answer import DUNNO, HOLD, REFUSE, Answer, clip, escape, make_answer
+from policyd.answer import DUNNO, HOLD, MAX_TEXT_BYTES, REFUSE, Answer, clip, escape, make_answer
 from policyd.decision import DEADLINE, HELD, LATE, PASSED, REFUSED, REPEAT, Earlier, Settled
+from policyd.match import domain_of, fold
 from policyd.opinion import ENFORCE, CounterKey, Heard, Proposal, Quota
 from policyd.request import RCPT, Request
 from policyd.settings import fill
@@ -27,7 +28,6 @@ from policyd.window import Counter, slot_width
 
 #: Stands for the reference in what was never sent.
 NO_REF = "-----"
-EMPTY = '""'
 
 
 class State(Protocol):
@@ -130,7 +130,7 @@ def settle(
             continue
         if opinion.standing is not None:
             judged = opinion.standing.judge(request, state.steering, now)
-            if judged is not None and heard.mode == ENFORCE:
+            if judged is not None and heard.mode == ENFORCE and forced is None:
                 answer, by, reason, banned = judged.answer, heard.check, judged.reason, True
                 break
             opinion = judged or opinion
@@ -206,16 +206,11 @@ def _amounts(request: Request, quota: Quota, state: State) -> dict[str, int]:
         if quota.external is not None and request.internal:
             return {}
         # Message and octets count with the first recipient that counts.
-        before = [
-            s for s in state.siblings(request) if s.verdict != REFUSED and s.recipient != request.recipient
-        ]
-        if quota.external is not None:
-            before = [s for s in before if not _is_internal(request, s.recipient, quota.external)]
-        whole = 0 if before else 1
+        whole = 0 if _counted_before(request, quota, state) else 1
     elif quota.external is not None:
         if request.recipient:
             count = 0 if request.internal else count
-        elif not request.sender_key or request.sender_domain in quota.external:
+        elif request.is_submission and (not request.sender_key or request.sender_domain in quota.external):
             seen = {s.recipient for s in state.siblings(request) if s.verdict != REFUSED}
             inside = sum(1 for recipient in seen if _is_internal(request, recipient, quota.external))
             # Postfix may have refused some of those that were asked about: of what is not known, assume the most.
@@ -225,9 +220,21 @@ def _amounts(request: Request, quota: Quota, state: State) -> dict[str, int]:
     return {"messages": whole, "recipients": count, "bytes": min(request.size * whole, MAX_AMOUNT)}
 
 
+def _counted_before(request: Request, quota: Quota, state: State) -> bool:
+    """Whether another recipient of this message was counted for the same counter, and is counted still."""
+    newest = {s.recipient: s for s in state.siblings(request)}
+    return any(
+        (scope, value, unit.endswith("/external")) == (quota.scope, quota.value, quota.external is not None)
+        for sibling in newest.values()
+        if sibling.verdict != REFUSED and sibling.recipient != request.recipient and sibling.charges
+        for scope, value, unit, _ in json.loads(sibling.charges)
+    )
+
+
 def _is_internal(request: Request, recipient: str, own: frozenset[str]) -> bool:
+    """Whether ``request`` would be internal if ``recipient`` were its only one."""
     sender_is_own = not request.sender_key or request.sender_domain in own
-    return sender_is_own and recipient.rpartition("@")[2].lower().rstrip(".") in own
+    return request.is_submission and sender_is_own and domain_of(fold(recipient)) in own
 
 
 def _try(
@@ -295,8 +302,8 @@ def _breach(
         },
     )
     if worst.alone or quota.on_breach == "reject":
-        return make_answer("550", "5.7.1 " + clip(text))
-    return make_answer("450", "4.7.1 " + clip(text))
+        return make_answer("550", clip("5.7.1 " + text))
+    return make_answer("450", clip("4.7.1 " + text))
 
 
 def _reason(tried: Trials) -> str:
@@ -326,16 +333,20 @@ def _detail(heard: Sequence[Heard], tried: Sequence[Trials]) -> str:
     """
     checks = []
     for name, mode, opinion, micros, error in heard:
-        if error:
-            outcome, reason = "failed", error[:200]
+        if opinion is not None and not opinion.reason and not error:
+            outcome = (
+                "limits" if opinion.quota is not None else "final" if opinion.final else opinion.answer.verb
+            )
+            checks.append(f'["{name}","{mode}","{outcome}",{micros},""]')
+        elif error:
+            checks.append(f'["{name}","{mode}","failed",{micros},{json_text(error[:200])}]')
         elif opinion is None:
-            outcome, reason = "-", ""
+            checks.append(f'["{name}","{mode}","-",{micros},""]')
         else:
             outcome = (
                 "final" if opinion.final else "limits" if opinion.quota is not None else opinion.answer.verb
             )
-            reason = opinion.reason
-        checks.append(f'["{name}","{mode}","{outcome}",{micros},{json_text(reason) if reason else EMPTY}]')
+            checks.append(f'["{name}","{mode}","{outcome}",{micros},{json_text(opinion.reason)}]')
     limits = [
         f'["{t.heard.check}","{key.scope}",{json_text(key.value)},"{key.unit}",'
         f"{limit.window},{allowed},{used},{amount},{fits:d}]"
@@ -351,10 +362,14 @@ def fill_ref(text: str, ref: str) -> str:
 
 
 def with_ref(answer: Answer, ref: str) -> Answer:
-    """A refusal that carries ``ref``: where its text says so, else at its end."""
+    """A refusal that carries ``ref``: where its text says so, else at its end; a text that is too long gives way."""
     if "{ref}" in answer.text:
-        return Answer(answer.verb, clip(fill_ref(answer.text, ref)))
-    return Answer(answer.verb, clip(f"{answer.text} ref {ref}".strip()))
+        text = clip(fill_ref(answer.text, ref))
+        if ref in text:
+            return Answer(answer.verb, text)
+    tail = f" ref {ref}"
+    text = answer.text.encode("utf-8", "replace")[: MAX_TEXT_BYTES - len(tail)].decode("utf-8", "ignore")
+    return Answer(answer.verb, clip(text.rstrip() + tail))
 
 
 def parse_action(action: str) -> Answer:
