@@ -58,6 +58,15 @@ def _run(service: Any, loop: asyncio.AbstractEventLoop, reactor: Any) -> int:
             outcome = _refuse(error)
             reactor.stop()
 
+    def started(task: asyncio.Task[None]) -> None:
+        nonlocal outcome
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            # A defect; a daemon that neither listens nor ends would be worse than one that says so.
+            log.critical("policyd cannot start: %s: %s", type(error).__name__, error)
+            outcome = 1
+            reactor.stop()
+
     def stop() -> Any:
         return Deferred.fromFuture(asyncio.ensure_future(service.stop(), loop=loop))
 
@@ -65,7 +74,7 @@ def _run(service: Any, loop: asyncio.AbstractEventLoop, reactor: Any) -> int:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-    reactor.callWhenRunning(lambda: asyncio.ensure_future(start(), loop=loop))
+    reactor.callWhenRunning(lambda: loop.create_task(start()).add_done_callback(started))
     reactor.addSystemEventTrigger("before", "shutdown", stop)
     reactor.run()
     return outcome

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet import reactor
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IAddress
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IPushProducer
 from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
+from zope.interface import implementer  # type: ignore[import-untyped]
 
 from policyd.config import Listener
 from policyd.errors import UserError
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from policyd.listen import Listening
 
 
+@implementer(IHalfCloseableProtocol, IPushProducer)
 class TwistedPolicy(Protocol):
-    """A session on a Twisted transport."""
+    """A session on a Twisted transport: its answers are what it produces, at the pace at which the peer takes them."""
 
     def __init__(self, listening: Listening, listener: Listener) -> None:
         self._listening = listening
@@ -41,6 +43,27 @@ class TwistedPolicy(Protocol):
         if self._session is not None:
             self._session.data_received(data)
 
+    def readConnectionLost(self) -> None:
+        """See :class:`twisted.internet.interfaces.IHalfCloseableProtocol`."""
+        if self._session is not None:
+            self._session.ended()
+
+    def writeConnectionLost(self) -> None:
+        """See :class:`twisted.internet.interfaces.IHalfCloseableProtocol`."""
+
+    def pauseProducing(self) -> None:
+        """See :class:`twisted.internet.interfaces.IPushProducer`."""
+        if self._session is not None:
+            self._session.writable(False)
+
+    def resumeProducing(self) -> None:
+        """See :class:`twisted.internet.interfaces.IPushProducer`."""
+        if self._session is not None:
+            self._session.writable(True)
+
+    def stopProducing(self) -> None:
+        """See :class:`twisted.internet.interfaces.IPushProducer`; ``connectionLost`` follows."""
+
     def connectionLost(self, reason: Failure | None = None) -> None:
         """See :class:`twisted.internet.protocol.Protocol`."""
         if self._session is not None:
@@ -53,9 +76,15 @@ class _Transport:
 
     def __init__(self, transport: Any) -> None:
         self.write = transport.write
-        self.close = transport.loseConnection
         self.pause_reading = transport.pauseProducing
         self.resume_reading = transport.resumeProducing
+        self._transport = transport
+
+    def close(self) -> None:
+        """See :class:`policyd.session.Transport`."""
+        # A producer that was told to pause would be waited for.
+        self._transport.unregisterProducer()
+        self._transport.loseConnection()
 
 
 class _PolicyFactory(Factory):
