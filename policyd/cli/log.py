@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -303,15 +304,13 @@ def _follow(
 
     from policyd.store import read
 
-    while True:
-        for row in rows:
-            click.echo(json.dumps(record(row)) if session.json else line(row))
-            newest = max(newest, row.id)
-        try:
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            for row in rows:
+                click.echo(json.dumps(record(row)) if session.json else line(row))
+                newest = max(newest, row.id)
             time.sleep(POLL)
-        except KeyboardInterrupt:
-            return
-        rows = read.decisions(connection, replace(wanted, after=newest), _ALL)[::-1]
+            rows = read.decisions(connection, replace(wanted, after=newest), _ALL)[::-1]
 
 
 def decision_table(rows: list[Logged]) -> str:
