@@ -200,6 +200,26 @@ class DecisionLog:
 def text_line(decision: Decision) -> str:
     """The decision as one line of ``key=value``."""
     identifier, _, wall_at, request, settled, policy, micros = decision
+    if not (settled.reason or settled.would or settled.mark or settled.answer.text):
+        line = (
+            f"{_time(wall_at)} id={identifier} verdict={settled.verdict} check={settled.by or '-'} stage={request.stage} "
+            f"instance={request.instance} queue_id={request.queue_id} user={request.account} "
+            f"client={request.client_address} sender=<{request.sender}> recipient=<{request.recipient}> "
+            f"rcpts={request.recipient_count} size={request.size} action={settled.answer.verb} policy={policy} us={micros}"
+        )
+        # Nothing in it needs escaping if each blank and each "=" is one of ours, and no value is empty.
+        if (
+            line.isascii()
+            and line.isprintable()
+            and line.count(" ") == 15
+            and line.count("=") == 15
+            and "= " not in line
+            and "<>" not in line
+            and line.count("<") == line.count(">") == 2
+            and '"' not in line
+            and "\\" not in line
+        ):
+            return line
     parts = [f"{_time(wall_at)} id={identifier} verdict={settled.verdict} check={settled.by or '-'}"]
     if settled.ref:
         parts.append(f"ref={settled.ref}")

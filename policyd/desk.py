@@ -14,12 +14,14 @@ import types
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from typing import Any, Protocol
 
-from policyd.answer import DUNNO, Answer, make_answer
+from policyd.answer import DUNNO, REFUSE, Answer, make_answer
 from policyd.decision import Decision, Earlier, Operation
 from policyd.decisionlog import DecisionLog
 from policyd.engine import Engine
 from policyd.opinion import Proposal
 from policyd.request import Request, Site
+from policyd.settle import fill_ref, with_ref
+from policyd.stagewatch import StageWatch
 from policyd.steering import Steering
 
 log = logging.getLogger("policyd.desk")
@@ -69,6 +71,7 @@ class Desk:
         self.deadline = 5.0
         self.fail: Mapping[str, str] = {"submission": "defer", "mx": "dunno"}
         self.answered = 0
+        self.stages = StageWatch(engine.rules)
         self.waiting: set[Case] = set()
         self._writer = writer
         self._now = now
@@ -82,6 +85,7 @@ class Desk:
         """Decide one request; ``reply`` is called once, on a later turn of the loop, with the answer."""
         self._writer.give_way()
         request = self.site.request(attributes, listener, direction)
+        self.stages.count(request.direction, request.stage)
         case = Case(self, request, reply)
         self.waiting.add(case)
         if self._timer is None:
@@ -94,6 +98,9 @@ class Desk:
             awaited = chain.send(None)
         except StopIteration as end:
             case.consulted(end.value)
+        except Exception as error:  # noqa: BLE001, it must not take the connection with it
+            _chain_failed(request, error)
+            self.loop.call_soon(case.overdue)
         else:
             case.task = self.loop.create_task(_finish(chain, awaited))
             case.task.add_done_callback(case.chain_ended)
@@ -106,16 +113,26 @@ class Desk:
         """What the writer made of a batch: answer each, then log."""
         self._writer.give_way()
         for operation, decision in handed:
-            operation.done(operation, decision)
+            try:
+                operation.done(operation, decision)
+            except Exception:  # one session's trouble must not keep the others waiting
+                log.exception("an answer could not be handed over")
         self.decision_log.write([decision for _, decision in handed if decision is not None])
 
-    def failing(self, request: Request) -> Answer:
-        """The answer when no decision is possible (``[server] fail``), with a reference of its own."""
+    def failing(self, request: Request, proposal: Proposal | None = None) -> Answer:
+        """The answer when no decision is possible, with a reference of its own, at its end.
+
+        What the chain refuses is refused: a known ban holds whatever the database does. Else ``[server] fail`` says it.
+        """
+        ref = "".join(secrets.choice(_REF_DIGITS) for _ in range(7))
+        if proposal is not None and proposal.answer.strength == REFUSE:
+            verb, text = proposal.answer
+            return with_ref(Answer(verb, fill_ref(text.replace("ref {ref}", ""), "").rstrip()), ref)
         kind = self.fail[request.direction]
         if kind == "dunno":
             return DUNNO
         verb, text = _FAIL_TEXTS[kind]
-        return make_answer(verb, text + "".join(secrets.choice(_REF_DIGITS) for _ in range(7)))
+        return make_answer(verb, text + ref)
 
     def _stale(self) -> None:
         self._steering = None
@@ -153,12 +170,14 @@ class Case:
         if task.cancelled():
             return
         error = task.exception()
+        if error is not None:
+            _chain_failed(self.request, error)
+        if self.operation is not None:
+            # The deadline came first, and what it answered is being written down.
+            return
         if error is None:
             self.consulted(task.result())
         else:
-            log.error(
-                "chain failed on instance %r: %s: %s", self.request.instance, type(error).__name__, error
-            )
             self.overdue()
 
     def settled(self, operation: Operation, decision: Decision | None) -> None:
@@ -168,7 +187,7 @@ class Case:
                 self._correct(operation, decision)
             return
         if decision is None:
-            answer = self._desk.failing(self.request)
+            answer = self._desk.failing(self.request, operation.proposal)
             log.warning("no decision on instance %r; answered %s", self.request.instance, answer)
         else:
             answer = decision.settled.answer
@@ -176,7 +195,8 @@ class Case:
 
     def overdue(self) -> None:
         """The deadline has come: answer what ``fail`` says, and have that written down."""
-        answer = self._desk.failing(self.request)
+        proposal = self.operation.proposal if self.operation is not None else None
+        answer = self._desk.failing(self.request, proposal)
         if self.task is not None:
             self.task.cancel()
         if self.operation is None:
@@ -219,6 +239,10 @@ class Case:
             settled.charges,
         )
         self._desk.submit(again)
+
+
+def _chain_failed(request: Request, error: BaseException) -> None:
+    log.error("chain failed on instance %r: %s: %s", request.instance, type(error).__name__, error)
 
 
 async def _finish(chain: Coroutine[Any, Any, Proposal], awaited: Any) -> Proposal:

@@ -18,6 +18,7 @@ from policyd.engine import Engine, Rule
 from policyd.errors import ConfigError, PolicydError, StoreError, UserError
 from policyd.listen import Listening
 from policyd.settle import settle
+from policyd.stagewatch import StageWatch
 from policyd.store.locks import DaemonLock
 from policyd.store.steering_reader import SteeringReader
 from policyd.store.upkeep import Keep
@@ -159,6 +160,8 @@ class Service:
         now = time.monotonic()
         for session in list(self.listening.sessions):
             session.check_time(now)
+        for line in self.desk.stages.missing():
+            log.warning("%s", line)
         self._timer = self._loop.call_later(LOOK, self._look)
 
     def _reload_soon(self) -> None:
@@ -188,6 +191,7 @@ class Service:
         self._loop.remove_signal_handler(signal.SIGUSR1)
         self._loop.add_signal_handler(signal.SIGUSR1, decision_log.reopen)
         self.desk.engine, self.desk.site = engine, config.site
+        self.desk.stages = StageWatch(engine.rules)
         old, self.config = self.config, config
         self._apply(config)
         log.info("reloaded: policy %s, before %s", config.policy_version, old.policy_version)

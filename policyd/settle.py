@@ -261,6 +261,9 @@ def _try(
             continue
         counter = state.counter(key)
         granted = grants.get(unit, 0) if grants else 0
+        if counter.all and not counter.all.keys() >= set(widths):
+            # A width that is new is filled from the others now, not anew at each refusal with a later time.
+            state.charge(key, widths, 0, now)
         for limit, width in limits:
             used = counter.peek(width, now).used(limit.window, now)
             allowed = limit.amount + granted

@@ -36,6 +36,7 @@ class TwistedPolicy(Protocol):
         if self._session is None:
             transport.loseConnection()
         else:
+            transport.registerProducer(self, True)
             self._listening.sessions.add(self._session)
 
     def dataReceived(self, data: bytes) -> None:

@@ -51,6 +51,7 @@ SLOTS = 61
 _FORMAT = 1
 _HEAD = struct.Struct("<BB")
 #: Per series: width, asked, index of the first slot, number of cells, whether amounts take eight octets.
+_WIDE = 1 << 32
 _SERIES = struct.Struct("<QQQB?")
 
 
@@ -213,15 +214,16 @@ class Counter:
         out = [_HEAD.pack(_FORMAT, len(self.all))]
         for series in self.all.values():
             cells = series.cells
-            newest = max(cells, default=0)
-            first = max(0, newest - SLOTS + 1)
-            if min(cells, default=0) < first:
+            slots = list(cells)
+            first = max(0, max(slots, default=0) - SLOTS + 1)
+            if slots and min(slots) < first:
                 cells = {slot: amount for slot, amount in cells.items() if slot >= first}
+                slots = list(cells)
             amounts = cells.values()
-            size = "I" if max(amounts, default=0) < 2**32 else "Q"
-            out.append(_SERIES.pack(series.width, series.asked, first, len(cells), size == "Q"))
-            out.append(bytes([slot - first for slot in cells]))
-            out.append(struct.pack(f"<{len(cells)}{size}", *amounts))
+            wide = bool(slots) and max(amounts) >= _WIDE
+            out.append(_SERIES.pack(series.width, series.asked, first, len(slots), wide))
+            out.append(bytes([slot - first for slot in slots]))
+            out.append(struct.pack(f"<{len(slots)}{'Q' if wide else 'I'}", *amounts))
         return b"".join(out)
 
     @classmethod

@@ -34,6 +34,7 @@ RINGS: dict[str, tuple[str, ...]] = {
     "outside": ("policyd.store", "policyd.config", "policyd.decisionlog"),
     "assembly": (
         "policyd.desk",
+        "policyd.stagewatch",
         "policyd.session",
         "policyd.listen",
         "policyd.twisted_listen",

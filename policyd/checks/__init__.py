@@ -36,6 +36,8 @@ class Check(Protocol):
 
     #: Stages at which it is asked; empty: at every stage.
     stages: ClassVar[frozenset[str]]
+    #: By direction, the stages without which it cannot do what it is for.
+    needs: Mapping[str, frozenset[str]]
     #: Whether ``policyctl pause`` and shadow of everything leave it in force.
     steadfast: ClassVar[bool]
 

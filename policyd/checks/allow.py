@@ -10,6 +10,7 @@ END-OF-MESSAGE with several recipients there is none to compare.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -41,6 +42,7 @@ class Check:
 
     stages: ClassVar[frozenset[str]] = frozenset()
     steadfast: ClassVar[bool] = True
+    needs: ClassVar[Mapping[str, frozenset[str]]] = {}
 
     def __init__(self, options: Options, context: Context) -> None:
         self._own = Listing()

@@ -9,6 +9,7 @@ login's ban needs the login: nobody can use it against somebody from outside.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -51,6 +52,7 @@ class Check:
 
     stages: ClassVar[frozenset[str]] = frozenset()
     steadfast: ClassVar[bool] = True
+    needs: ClassVar[Mapping[str, frozenset[str]]] = {}
 
     def __init__(self, options: Options, context: Context) -> None:
         self._options = options

@@ -75,6 +75,14 @@ class Check:
         if options.per == "client" and context.direction != "any":
             self._scope = f"client:{context.direction}"
         self._counts_at = RCPT if options.count_at == "rcpt" else END_OF_MESSAGE
+        # Which of several recipients are our own is known from what was asked at RCPT.
+        needed = {self._counts_at, RCPT} if self._external is not None else {self._counts_at}
+        directions = ("submission", "mx") if options.per == "client" else ("submission",)
+        self.needs = {
+            direction: frozenset(needed)
+            for direction in directions
+            if context.direction in ("any", direction)
+        }
 
     async def check(self, request: Request, now: int, steering: Steering) -> Opinion | None:
         """The intent to test and count; ``None`` when there is nothing to count the request for."""

@@ -29,6 +29,8 @@ _BUSY = {
     "SQLITE_CANTOPEN",
     "SQLITE_PERM",
 }
+# The file is shorter than it says it is: cut off, or emptied under the daemon's hands.
+_SHORTER = {"SQLITE_IOERR_SHORT_READ", "SQLITE_IOERR_CORRUPTFS"}
 _DAMAGED = {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT"}
 
 
@@ -36,7 +38,7 @@ def translate(error: sqlite3.Error, path: str) -> StoreError:
     """The error of SQLite in policyd's terms."""
     name = getattr(error, "sqlite_errorname", "") or ""
     family = "_".join(name.split("_")[:2])
-    if family in _DAMAGED or "malformed" in str(error):
+    if family in _DAMAGED or name in _SHORTER or "malformed" in str(error):
         return StoreDamaged(f"{path} is damaged: {error}")
     if family in _BUSY:
         return StoreBusy(f"{path}: {error}")

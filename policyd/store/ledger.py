@@ -16,6 +16,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from policyd.answer import Answer
@@ -25,8 +26,9 @@ from policyd.request import RCPT, Request
 from policyd.steering import Steering
 from policyd.store import partitions
 from policyd.store.clock import LedgerClock, wall
+from policyd.store.recent import Recent, any_recipient, key_of
 from policyd.store.steering_sync import SteeringMirror
-from policyd.units import HOUR
+from policyd.units import HOUR, Limit
 from policyd.window import Counter
 
 log = logging.getLogger("policyd.store")
@@ -100,6 +102,12 @@ class Batch(NamedTuple):
     charges: list[Charge]
 
 
+@lru_cache(maxsize=4096)
+def counted_units(limits: tuple[Limit, ...], external: bool) -> tuple[str, ...]:
+    """The units of the counters that ``limits`` look at."""
+    return tuple(dict.fromkeys(limit.unit + "/external" if external else limit.unit for limit in limits))
+
+
 def reference(sequence: int) -> str:
     """The reference with this number: five characters, not in a row, unique for the first 33 million."""
     turn, number = divmod(sequence, _REF_SPACE)
@@ -142,6 +150,7 @@ class Ledger:
         self._decided: dict[str, list[Decision]] = {}
         self._unwritten: dict[str, list[Decision]] = {}
         self._readable = True
+        self.recent = Recent(IDENTITY)
         self._ref_seq = 0
         self._last_id = 0
         self._load()
@@ -273,12 +282,15 @@ class Ledger:
         self._charges = []
         self._decided.clear()
         decisions: list[Decision | None] = []
+        # One stamp for the batch: what is decided together is decided at the same moment.
+        now, wall_now, stopped = self.clock.now(), wall(), self._stopwatch()
+        settle, local_time, remember = self._settle, self.clock.local_time, self.recent.remember
+        self.recent.turn(now)
         for operation in operations:
             request, proposal = operation.request, operation.proposal
-            now = self.clock.now()
             try:
-                settled = self._settle(
-                    request, proposal, now, self, self.clock.local_time, operation.forced, operation.previous
+                settled = settle(
+                    request, proposal, now, self, local_time, operation.forced, operation.previous
                 )
             except Exception as error:  # noqa: BLE001, a bug in one operation must not take the batch with it
                 self._report(operation, error)
@@ -287,18 +299,12 @@ class Ledger:
             if mark:
                 settled = settled._replace(mark=f"{settled.mark} {mark}".strip())
             self._last_id += 1
-            decision = Decision(
-                self._last_id,
-                now,
-                wall(),
-                request,
-                settled,
-                proposal.policy,
-                (self._stopwatch() - operation.received) // 1000,
-            )
+            micros = (stopped - operation.received) // 1000
+            decision = Decision(self._last_id, now, wall_now, request, settled, proposal.policy, micros)
             decisions.append(decision)
             if request.instance:
                 self._decided.setdefault(request.instance, []).append(decision)
+                remember(request.instance, request.stage, request.recipient)
         return Batch(decisions, self._charges)
 
     def _clean(self) -> None:
@@ -369,32 +375,42 @@ class Ledger:
         keys: set[CounterKey] = set()
         exact: list[tuple[str, str, str]] = []
         by_stage: list[tuple[str, str]] = []
+        counters, perhaps = self._counters, self.recent.perhaps
         for operation in operations:
             request = operation.request
-            quotas = [
-                h.opinion.quota for h in operation.proposal.heard if h.opinion is not None and h.opinion.quota
-            ]
-            for quota in quotas:
-                suffix = "" if quota.external is None else "/external"
-                keys.update(
-                    [CounterKey(quota.scope, quota.value, limit.unit + suffix) for limit in quota.limits]
-                )
-            if request.instance:
-                if request.stage == RCPT and not any(quota.counts for quota in quotas):
-                    exact.append((request.instance, RCPT, request.recipient))
+            instance, stage, recipient = request.instance, request.stage, request.recipient
+            counts = external = False
+            for heard in operation.proposal.heard:
+                quota = heard.opinion.quota if heard.opinion is not None else None
+                if quota is None:
+                    continue
+                counts = counts or quota.counts
+                external = external or quota.external is not None
+                for unit in counted_units(quota.limits, quota.external is not None):
+                    key = CounterKey(quota.scope, quota.value, unit)
+                    if key not in counters:
+                        keys.add(key)
+            if not instance:
+                continue
+            if perhaps(key_of(instance, stage, recipient)):
+                if stage == RCPT:
+                    exact.append((instance, stage, recipient))
                 else:
-                    by_stage.append((request.instance, request.stage))
-                    if request.stage != RCPT and not request.recipient and any(q.external for q in quotas):
-                        by_stage.append((request.instance, RCPT))
-        self._read_counters(keys)
+                    by_stage.append((instance, stage))
+            # Recipients of the same mail matter where each counts by itself, or where the own ones do not count.
+            if (stage == RCPT and counts) or (stage != RCPT and external and not recipient):
+                if perhaps(any_recipient(instance)):
+                    by_stage.append((instance, RCPT))
+        if keys:
+            self._read_counters(keys)
         self._seen.clear()
         if self.partitions:
             self._read_earlier(
                 "d.instance = w.instance AND d.stage = w.stage AND d.recipient = w.recipient", exact, 3
             )
             self._read_earlier("d.instance = w.instance AND d.stage = w.stage", by_stage, 2)
-            for rows in self._seen.values():
-                rows.sort()
+            for instance, found in self._seen.items():
+                self._seen[instance] = sorted(set(found))
 
     def _read_counters(self, keys: Iterable[CounterKey]) -> None:
         missing = sorted(key for key in keys if key not in self._counters)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from policyd.errors import StoreBusy
 from policyd.store import locks, partitions
-from policyd.store.ledger import Ledger
+from policyd.store.ledger import IDENTITY, Ledger
 from policyd.units import DAY
 
 log = logging.getLogger("policyd.store")
@@ -23,6 +23,10 @@ WAL_ALARM = 256 * 1024 * 1024
 STEP_ROWS = 2_000
 #: Changes that the change table keeps.
 CHANGES = 1_000
+#: Between two steps when there is nothing to do at once, s.
+STEP = 1.0
+#: Between two sweeps of the counters, s.
+SWEEP = 3600.0
 #: Between two looks at sizes and ages, s.
 LOOK = 30.0
 
@@ -48,7 +52,10 @@ class Upkeep:
         self._keep = keep
         self._cursor: tuple[str, str, str] | None = ("", "", "")
         self._next_look = 0.0
+        self._next_sweep = 0.0
         self._next_checkpoint = 0.0
+        self._next_step = 0.0
+        self._more = False
         self._crowded = False
         self._alarmed = False
 
@@ -62,6 +69,9 @@ class Upkeep:
                 self.checkpoint()
         if not idle:
             return False
+        if clock < self._next_step and not self._more:
+            return False
+        self._next_step = clock + STEP
         step = self._ledger.clock.step()
         if step:
             log.error(
@@ -71,7 +81,14 @@ class Upkeep:
         if clock >= self._next_look:
             self._next_look = clock + LOOK
             self._look()
-        return self._index_one() or self._retire_one() or self._sweep_counters()
+        ledger = self._ledger
+        self._more = (
+            ledger.recent.fill(ledger.connection, ledger.partitions, ledger.clock.now() - IDENTITY)
+            or self._index_one()
+            or self._retire_one()
+            or self._sweep_counters()
+        )
+        return self._more
 
     def checkpoint(self, wait: bool = False) -> None:
         """Copy the WAL into the database, unless a ``policyctl`` is changing something at this moment."""
@@ -113,7 +130,8 @@ class Upkeep:
         self._crowded = crowded
         if left < self._keep.min_free and free:
             connection.execute("PRAGMA incremental_vacuum(2000)").fetchall()
-        if self._cursor is None:
+        if self._cursor is None and time.monotonic() >= self._next_sweep:
+            self._next_sweep = time.monotonic() + SWEEP
             self._cursor = ("", "", "")
         self._prune_changes()
 

@@ -1,0 +1,53 @@
+"""Notices when Postfix never asks at a stage that a check needs: a wrong wiring must not stay silent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from policyd.engine import Rule
+from policyd.opinion import OFF
+
+#: Requests of a direction after which a stage that never came is missed.
+ENOUGH = 100
+
+#: Where Postfix asks at a stage (postconf(5)).
+_WHERE = {
+    "RCPT": "smtpd_recipient_restrictions",
+    "DATA": "smtpd_data_restrictions",
+    "END-OF-MESSAGE": "smtpd_end_of_data_restrictions",
+}
+
+
+class StageWatch:
+    """Counts requests by direction and stage, for one set of rules."""
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self._rules = tuple(rule for rule in rules if rule.mode != OFF)
+        self._told: set[tuple[str, str]] = set()
+        #: Requests by (direction, stage). Stages are bounded by whoever counts.
+        self.seen: dict[tuple[str, str], int] = {}
+
+    def count(self, direction: str, stage: str) -> None:
+        """A request has come."""
+        key = (direction, stage)
+        known = self.seen.get(key)
+        if known is not None:
+            self.seen[key] = known + 1
+        elif len(self.seen) < 64:
+            self.seen[key] = 1
+
+    def missing(self) -> Iterator[str]:
+        """One line for each rule and stage that is missed, each only once."""
+        for rule in self._rules:
+            for direction, stages in getattr(rule.check, "needs", {}).items():
+                total = sum(count for (known, _), count in self.seen.items() if known == direction)
+                if total < ENOUGH:
+                    continue
+                for stage in sorted(stages):
+                    key = (rule.name, direction + stage)
+                    if (direction, stage) not in self.seen and key not in self._told:
+                        self._told.add(key)
+                        yield (
+                            f"stage-missing: check {rule.name} needs {stage}, and of {total} {direction} requests none "
+                            f"was; add check_policy_service to {_WHERE.get(stage, 'the restrictions')} of that service"
+                        )
