@@ -51,7 +51,8 @@ def open_for_daemon(path: str, durability: str = "full") -> sqlite3.Connection:
     :raises StoreError: it cannot be opened; :class:`StoreDamaged` and :class:`StoreRefused` say why.
     """
     try:
-        fresh = not os.path.exists(path)
+        # An empty file is what a start leaves that was cut short here.
+        fresh = not os.path.exists(path) or os.stat(path).st_size == 0
         if fresh:
             # Owner and group only, whatever the umask: it holds who writes to whom.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o640))
@@ -59,7 +60,12 @@ def open_for_daemon(path: str, durability: str = "full") -> sqlite3.Connection:
         raise StoreRefused(
             f"{path}: {error.strerror}; check [store] url and the rights of its directory"
         ) from None
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
+    try:
+        connection = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, cached_statements=512
+        )
+    except sqlite3.Error as error:
+        raise StoreRefused(f"{path}: {error}; check [store] url and the rights of its directory") from None
     try:
         connection.execute(f"PRAGMA busy_timeout = {DAEMON_BUSY}")
         if fresh:

@@ -1,0 +1,563 @@
+"""The writer on SQLite: the contract of a backend, and what it does when disk or file are in trouble."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from policyd.decision import Decision
+from policyd.errors import StoreError, StoreRefused
+from policyd.request import Request
+from policyd.steering import Entry
+from policyd.store import admin, connect
+from policyd.store import writer as writer_module
+from policyd.store.connect import open_for_admin
+from tests.fakes import (
+    PATIENCE,
+    Disk,
+    Store,
+    ask,
+    ban_rule,
+    charged,
+    end_of,
+    engine,
+    from_outside,
+    quota_rule,
+    rcpt,
+    says,
+)
+from tests.store.contract import ALICE, BackendContract, every_third
+
+
+class TestSQLite(BackendContract):
+    """The contract, on a file in WAL mode."""
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test waits for the time between two attempts."""
+    monkeypatch.setattr(writer_module, "RETRY", 0.002)
+    monkeypatch.setattr(connect, "DAEMON_BUSY", 1)
+
+
+RULES = (ban_rule(), quota_rule("1000 messages per 1d", "5000 recipients per 1d"), says(every_third()))
+MX_RULES = (ban_rule(), quota_rule("1000 messages per 1d", direction="submission"))
+
+
+def ban_alice(path: Path) -> None:
+    with open_for_admin(str(path)) as connection, admin.change(connection, "root", "spam") as change:
+        change.put("ban", Entry("user", ALICE, "spam", "root", 0, 0))
+
+
+def healed(store: Store) -> list[Decision]:
+    """Ask until the store is well; the decisions that took."""
+    decisions = []
+    for turn in range(400):
+        (decision,) = store.decide(ask(queue_id=f"{turn * 3 + 1:X}"))
+        assert decision is not None
+        decisions.append(decision)
+        if not store.writer.sick:
+            return decisions
+    raise AssertionError(f"still sick: {store.writer.sick}")
+
+
+def accepted(decisions: list[Decision | None]) -> list[tuple[Request, Any]]:
+    assert None not in decisions
+    return [(d.request, d.settled) for d in decisions if d is not None]
+
+
+# --- locked -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Another process writes and does not end."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+    finally:
+        connection.close()
+
+
+def test_locked_decisions_go_on_in_memory_and_are_written_once(tmp_path: Path) -> None:
+    """Limits hold meanwhile, repeats are known, and nothing is counted twice when the lock is gone."""
+    path = tmp_path / "policyd.db"
+    with Store(path, engine(ban_rule(), quota_rule("6 messages per 1d"))) as store:
+        store.decide(ask(), ask())
+        requests = [ask() for _ in range(6)]
+        with locked(path):
+            decisions = store.decide(*requests)
+            again = store.decide(*requests)
+            assert Disk(path).used("messages/external") == 2
+        rows = accepted(decisions)
+        assert [settled.verdict for _, settled in rows] == ["pass"] * 4 + ["refuse"] * 2
+        assert all("memory" in settled.mark.split() for _, settled in rows)
+        assert [s.verdict for _, s in accepted(again)] == ["pass"] * 4 + ["refuse"] * 2
+        more = healed(store)
+        assert {d.settled.verdict for d in more} == {"refuse"}
+        assert Disk(path).used("messages/external") == 6
+        ids = [row[0] for row in Disk(path).query("SELECT id FROM decision")]
+        assert sorted(ids) == list(range(1, 2 + 12 + len(more) + 1))
+        # And the repeat is known from the disk.
+        assert store.settled(requests[0]).mark == "repeat"
+        assert Disk(path).used("messages/external") == 6
+
+
+def test_locked_a_known_ban_holds(tmp_path: Path) -> None:
+    """Bans are in memory."""
+    path = tmp_path / "policyd.db"
+    with Store(path, engine(*RULES)) as store:
+        ban_alice(path)
+        with locked(path):
+            assert store.settled(ask()).by == "bans"
+
+
+def test_locked_beyond_the_bound_only_what_must_count_gets_no_decision(tmp_path: Path) -> None:
+    """Inbound mail goes on; submission beyond the bound is for the server to answer; what was kept is written."""
+    path = tmp_path / "policyd.db"
+    with Store(path, engine(*MX_RULES), backlog=5) as store:
+        store.settled(ask())
+        with locked(path):
+            kept = [store.decide(ask())[0] for _ in range(5)]
+            beyond = [store.decide(ask())[0] for _ in range(3)]
+            inbound = [store.decide(from_outside())[0] for _ in range(3)]
+            at_rcpt = store.decide(rcpt("i", "bob@example.net"))[0]
+        assert None not in kept
+        assert beyond == [None] * 3
+        assert None not in inbound
+        assert at_rcpt is not None
+        before = Disk(path).used("messages/external")
+        assert before == 1
+        many = len(_until_well(store))
+        assert Disk(path).used("messages/external") == 6 + many
+
+
+def _until_well(store: Store) -> list[Decision]:
+    decided = []
+    for _ in range(400):
+        (decision,) = store.decide(ask())
+        if decision is not None:
+            decided.append(decision)
+        if not store.writer.sick:
+            return decided
+    raise AssertionError(store.writer.sick)
+
+
+def test_locked_to_the_end_the_backlog_is_written_at_the_next_chance(tmp_path: Path) -> None:
+    """A stop while the database is sick loses nothing if it is well by then."""
+    path = tmp_path / "policyd.db"
+    with Store(path, engine(*MX_RULES)) as store:
+        store.settled(ask())
+        with locked(path):
+            store.decide(ask(), ask())
+    assert Disk(path).used("messages/external") == 3
+
+
+# --- full -------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def full(path: Path) -> Iterator[None]:
+    """No file of this process can grow beyond the database's present size."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = max(os.stat(f"{path}{suffix}").st_size for suffix in ("", "-wal"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    """Every request is decided, counted in memory, written once when there is room again; the file stays sound."""
+    path = tmp_path / "policyd.db"
+    with Store(path, engine(*RULES)) as store:
+        rows = accepted(store.decide(*[ask(queue_id=f"{n:X}") for n in range(1, 20)]))
+        with full(path):
+            for start in range(100, 400, 30):
+                rows += accepted(store.decide(*[ask(queue_id=f"{n:X}") for n in range(start, start + 30)]))
+            assert store.writer.sick
+        rows += [(d.request, d.settled) for d in healed(store)]
+        assert Disk(path).all_used() == charged(rows)
+    assert Disk(path).all_used() == charged(rows)
+    assert Disk(path).verdicts() == [settled.verdict for _, settled in rows]
+    assert Disk(path).sound()
+
+
+# --- each statement fails ---------------------------------------------------------------------------------------------
+
+
+class Faulty(sqlite3.Connection):
+    """A connection whose n-th statement fails, once or from then on, as SQLite would report it."""
+
+    at: ClassVar[int] = 0
+    lasting: ClassVar[bool] = False
+    error: ClassVar[str] = "SQLITE_IOERR_WRITE"
+    count: ClassVar[int] = 0
+
+    @classmethod
+    def arm(cls, at: int, lasting: bool = False, error: str = "SQLITE_IOERR_WRITE") -> None:
+        cls.at, cls.lasting, cls.error, cls.count = at, lasting, error, 0
+
+    @classmethod
+    def hit(cls) -> None:
+        if not cls.at:
+            return
+        cls.count += 1
+        if cls.count == cls.at or (cls.lasting and cls.count > cls.at):
+            failure = sqlite3.DatabaseError if "CORRUPT" in cls.error else sqlite3.OperationalError
+            error = failure(f"simulated {cls.error}")
+            error.sqlite_errorname = cls.error
+            raise error
+
+    def execute(self, *args: Any) -> sqlite3.Cursor:  # type: ignore[override]
+        self.hit()
+        return super().execute(*args)
+
+    def executemany(self, *args: Any) -> sqlite3.Cursor:  # type: ignore[override]
+        self.hit()
+        return super().executemany(*args)
+
+    def cursor(self, factory: Any = None) -> Any:
+        return super().cursor(FaultyCursor)
+
+
+class FaultyCursor(sqlite3.Cursor):
+    """The same for whoever makes cursors."""
+
+    def execute(self, *args: Any) -> sqlite3.Cursor:
+        Faulty.hit()
+        return super().execute(*args)
+
+    def executemany(self, *args: Any) -> sqlite3.Cursor:
+        Faulty.hit()
+        return super().executemany(*args)
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Faulty]]:
+    """The daemon's connections can fail."""
+    plain = sqlite3.connect
+
+    def connecting(*args: Any, **options: Any) -> sqlite3.Connection:
+        if "check_same_thread" in options and not options["check_same_thread"]:
+            options["factory"] = Faulty
+        return plain(*args, **options)
+
+    Faulty.arm(0)
+    monkeypatch.setattr(sqlite3, "connect", connecting)
+    yield Faulty
+    Faulty.arm(0)
+
+
+def scenario(store: Store) -> list[tuple[Request, Any]]:
+    """A little of everything, in three batches."""
+    rows = []
+    first = [ask(queue_id=f"{n:X}") for n in range(1, 7)]
+    rows += accepted(store.decide(*first))
+    rows += accepted(
+        store.decide(rcpt("i", "a@example.org", queue_id="1"), rcpt("i", "b@example.net", queue_id="1"))
+    )
+    rows += accepted(store.decide(end_of("i", 2, queue_id="1"), *first[:3], ask(instance="", queue_id="1")))
+    return rows
+
+
+@pytest.mark.parametrize("error", ["SQLITE_IOERR_WRITE", "SQLITE_FULL", "SQLITE_BUSY"])
+@pytest.mark.parametrize("lasting", [False, True])
+def test_whichever_statement_fails_nothing_is_lost_and_nothing_counted_twice(
+    tmp_path: Path, faulty: type[Faulty], lasting: bool, error: str
+) -> None:
+    """Once, or from then on until the cause is gone; SQLite's own way of testing."""
+    at = 0
+    while True:
+        at += 1
+        path = tmp_path / f"policyd{at}.db"
+        with Store(path, engine(*RULES)) as store:
+            rows = accepted(store.decide(ask(queue_id="1")))
+            faulty.arm(at, lasting, error)
+            rows += scenario(store)
+            reached = faulty.count >= at
+            faulty.arm(0)
+            rows += [(d.request, d.settled) for d in healed(store)]
+            assert Disk(path).all_used() == charged(rows), f"statement {at}"
+        disk = Disk(path)
+        assert disk.all_used() == charged(rows), f"statement {at}"
+        assert disk.verdicts() == [settled.verdict for _, settled in rows], f"statement {at}"
+        refs = disk.query("SELECT ref FROM decision WHERE ref IS NOT NULL")
+        assert len(refs) == len(set(refs))
+        assert disk.sound()
+        if not reached:
+            break
+    assert at > 10
+
+
+def test_whichever_statement_fails_while_it_heals(tmp_path: Path, faulty: type[Faulty]) -> None:
+    """The way back from a sickness may be interrupted anywhere, and no id and no reference is given out twice."""
+    at = 0
+    while True:
+        at += 1
+        path = tmp_path / f"policyd{at}.db"
+        with Store(path, engine(*RULES)) as store:
+            rows = accepted(store.decide(ask(queue_id="1")))
+            with locked(path):
+                rows += scenario(store)
+            faulty.arm(at)
+            rows += [(d.request, d.settled) for d in healed(store)]
+            rows += scenario(store)
+            reached = faulty.count >= at
+            faulty.arm(0)
+            rows += [(d.request, d.settled) for d in healed(store)]
+        disk = Disk(path)
+        assert disk.all_used() == charged(rows), f"statement {at}"
+        assert disk.verdicts() == [settled.verdict for _, settled in rows], f"statement {at}"
+        refs = disk.query("SELECT ref FROM decision WHERE ref IS NOT NULL")
+        assert len(refs) == len(set(refs)), f"statement {at}"
+        if not reached:
+            break
+
+
+def test_a_limit_holds_exactly_although_the_way_back_is_interrupted(
+    tmp_path: Path, faulty: type[Faulty]
+) -> None:
+    """What was counted in memory goes on counting after an attempt to write it that failed."""
+    for at in range(1, 40):
+        path = tmp_path / f"policyd{at}.db"
+        verdicts = []
+        with Store(path, engine(quota_rule("8 messages per 1d"))) as store:
+            with locked(path):
+                verdicts += [store.settled(ask()).verdict for _ in range(6)]
+            faulty.arm(at, lasting=True)
+            verdicts += [store.settled(ask()).verdict for _ in range(6)]
+            faulty.arm(0)
+            verdicts += [d.settled.verdict for d in healed(store)]
+            verdicts += [store.settled(ask()).verdict for _ in range(6)]
+        assert verdicts.count("pass") == 8, f"statement {at}"
+        assert Disk(path).used("messages/external") == 8
+
+
+def test_a_value_that_cannot_be_written_does_not_keep_the_backlog_from_the_disk(tmp_path: Path) -> None:
+    """A bad value decided in memory is dropped and told of; what came with it is written."""
+    path = tmp_path / "policyd.db"
+    with Store(path, engine(*MX_RULES)) as store:
+        store.settled(ask())
+        with locked(path):
+            store.decide(ask(), ask()._replace(helo_name="\ud800"), ask())
+        many = len(_until_well(store))
+        assert Disk(path).used("messages/external") >= 3 + many
+        assert store.settled(ask()).verdict == "pass"
+        assert not store.writer.sick
+
+
+# --- damaged ----------------------------------------------------------------------------------------------------------
+
+
+def overwritten(path: Path) -> None:
+    """Every page but the first is noise."""
+    size = path.stat().st_size
+    with open(path, "r+b") as file:
+        file.seek(4096)
+        file.write(b"\xa5" * (size - 4096))
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2 // 4096 * 4096 + 100)
+
+
+def text(path: Path) -> None:
+    path.write_text("this is no database\n" * 1000)
+
+
+def header(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.write(b"\0" * 100)
+
+
+DAMAGE = [overwritten, truncated, text, header]
+
+
+def kept_aside(path: Path) -> list[Path]:
+    return [
+        found
+        for found in path.parent.glob(f"{path.name}.damaged-*")
+        if not found.name.endswith(("-wal", "-shm"))
+    ]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_at_the_start(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    """Kept aside byte for byte, a new one begun, and it works."""
+    path = tmp_path / "policyd.db"
+    with Store(path, engine(*RULES)) as store:
+        ban_alice(path)
+        store.decide(*[ask() for _ in range(200)])
+    damage(path)
+    before = path.read_bytes()
+    with Store(path, engine(*RULES)) as store:
+        for _ in range(20):
+            assert store.settled(ask(sasl_username="bert", queue_id="1")).verdict == "pass"
+        assert not store.writer.sick
+    (aside,) = kept_aside(path)
+    assert aside.read_bytes() == before
+    assert Disk(path).used("messages/external", "bert@example.org") == 20
+    assert Disk(path).sound()
+
+
+def test_damaged_at_the_start_what_can_be_read_of_the_bans_is_taken_over(tmp_path: Path) -> None:
+    """The counters' page is noise, the bans' is not."""
+    path = tmp_path / "policyd.db"
+    with Store(path, engine(*RULES)) as store:
+        ban_alice(path)
+        store.decide(*[ask() for _ in range(20)])
+    page = Disk(path).query("SELECT rootpage FROM sqlite_master WHERE name = 'decision_partition'")[0][0]
+    with open(path, "r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xa5" * 4096)
+    with Store(path, engine(*RULES)) as store:
+        assert store.settled(ask()).by == "bans"
+    assert len(kept_aside(path)) == 1
+
+
+def test_whichever_page_is_damaged_the_daemon_starts_and_decides(tmp_path: Path) -> None:
+    """At the start or when it is met, and no error but the store's own comes out."""
+    path = tmp_path / "whole.db"
+    with Store(path, engine(*RULES)) as store:
+        ban_alice(path)
+        store.decide(*[ask() for _ in range(100)])
+    pages = path.stat().st_size // 4096
+    whole = path.read_bytes()
+    for page in range(pages):
+        victim = tmp_path / f"page{page}" / "policyd.db"
+        victim.parent.mkdir()
+        victim.write_bytes(whole[: page * 4096] + b"\xa5" * 4096 + whole[(page + 1) * 4096 :])
+        with Store(victim, engine(*RULES)) as store:
+            for n in range(3):
+                (decision,) = store.decide(ask(sasl_username="bert", queue_id=f"{3 * n + 1:X}"))
+                assert decision is not None, f"page {page}"
+                assert decision.settled.verdict == "pass"
+        assert Disk(victim).used("messages/external", "bert@example.org") == 3, f"page {page}"
+
+
+@pytest.mark.parametrize("size", [0, 99, 4095])
+def test_a_stump_of_a_file(tmp_path: Path, size: int) -> None:
+    """Zero bytes are an empty database; anything else is no database and kept aside."""
+    path = tmp_path / "policyd.db"
+    path.write_bytes(b"S" * size)
+    with Store(path, engine(*RULES)) as store:
+        assert store.settled(ask(queue_id="1")).verdict == "pass"
+    assert len(kept_aside(path)) == (1 if size else 0)
+    assert Disk(path).query("PRAGMA auto_vacuum") == [(2,)]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_while_it_runs(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    """Met at the next opening: kept aside as it was found, bans and unwritten counts are taken over, readers told."""
+    path = tmp_path / "policyd.db"
+    with Store(path, engine(*MX_RULES)) as store:
+        store.decide(*[ask() for _ in range(50)])
+        ban_alice(path)
+        assert store.settled(ask()).by == "bans"
+        # Nothing of it stands in the WAL, which would make up for the damage.
+        assert Disk(path).query("PRAGMA wal_checkpoint(TRUNCATE)")[0][0] == 0
+        with locked(path):
+            store.decide(ask(sasl_username="bert"), ask(sasl_username="bert"))
+            damage(path)
+            before = path.read_bytes()
+        count = 0
+        for _ in range(400):
+            (decision,) = store.decide(ask(sasl_username="carl"))
+            assert decision is not None
+            count += 1
+            if not store.writer.sick:
+                break
+        assert not store.writer.sick
+        assert store.settled(ask()).by == "bans"
+        (aside,) = kept_aside(path)
+        assert aside.read_bytes() == before
+        assert store.replaced >= 1
+    disk = Disk(path)
+    assert disk.used("messages/external", "bert@example.org") == 2
+    assert disk.used("messages/external", "carl@example.org") == count
+    assert disk.query("SELECT value FROM ban") == [(ALICE,)]
+    assert disk.sound()
+
+
+def test_whichever_statement_meets_the_damage(tmp_path: Path, faulty: type[Faulty]) -> None:
+    """A new file is begun, each operation is decided once, bans stay, and no row is written twice."""
+    at = 0
+    while True:
+        at += 1
+        path = tmp_path / f"policyd{at}.db"
+        with Store(path, engine(*RULES)) as store:
+            ban_alice(path)
+            assert store.settled(ask()).by == "bans"
+            faulty.arm(at, error="SQLITE_CORRUPT")
+            rows = accepted(
+                store.decide(*[ask(sasl_username="bert", queue_id=f"{n:X}") for n in range(1, 7)])
+            )
+            reached = faulty.count >= at
+            faulty.arm(0)
+            rows += [(d.request, d.settled) for d in _bert_until_well(store)]
+            assert store.settled(ask()).by == "bans"
+        if not reached:
+            break
+        assert len(kept_aside(path)) == 1, f"statement {at}"
+        assert Disk(path).all_used() == charged(rows), f"statement {at}"
+        assert Disk(path).sound()
+    assert at > 5
+
+
+def _bert_until_well(store: Store) -> list[Decision]:
+    decisions = []
+    for n in range(400):
+        (decision,) = store.decide(ask(sasl_username="bert", queue_id=f"{3 * n + 1:X}"))
+        assert decision is not None
+        decisions.append(decision)
+        if not store.writer.sick:
+            return decisions
+    raise AssertionError(store.writer.sick)
+
+
+def test_a_damaged_counter_does_not_stop_its_neighbours(tmp_path: Path) -> None:
+    """Its cells cannot be read: whatever becomes of its owner, others are decided and counted."""
+    path = tmp_path / "policyd.db"
+    with Store(path, engine(*MX_RULES)) as store:
+        store.decide(ask(), ask(sasl_username="bert"))
+    with open_for_admin(str(path)) as connection:
+        connection.execute("UPDATE counter SET cells = x'0105' WHERE value = ?", (ALICE,))
+    with Store(path, engine(*MX_RULES)) as store:
+        store.decide(ask(), ask(sasl_username="bert"), ask())
+        assert store.settled(ask(sasl_username="bert")).verdict == "pass"
+        assert not store.writer.sick
+    assert Disk(path).used("messages/external", "bert@example.org") == 3
+
+
+# --- where it cannot be opened ----------------------------------------------------------------------------------------
+
+
+def test_a_place_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
+    """No traceback: what, where, what to do."""
+    store = Store(tmp_path / "missing" / "policyd.db", engine(*RULES))
+    with pytest.raises(StoreRefused, match=r"No such file or directory; check \[store\] url"):
+        store.writer.open()
+    directory = Store(tmp_path, engine(*RULES))
+    with pytest.raises(StoreError):
+        directory.writer.open()
+
+
+def test_a_writer_that_was_never_started_can_be_stopped(tmp_path: Path) -> None:
+    """A start that failed half way must still let go of the database."""
+    store = Store(tmp_path / "policyd.db", engine(*RULES))
+    store.writer.open()
+    store.writer.stop()
+    with Store(tmp_path / "policyd.db", engine(*RULES)) as again:
+        assert again.settled(ask(queue_id="1")).verdict == "pass"
+    assert PATIENCE
