@@ -45,21 +45,20 @@ class SteeringMirror:
             "SELECT generation, tbl, key FROM change WHERE generation > ? ORDER BY generation LIMIT ?",
             (since, MOST + 1),
         ).fetchall()
-        reset = [
-            CounterKey(str(scope), str(value), unit)
-            for _, table, key in changes
-            if table == "counter"
-            for scope, value in [json.loads(key)[:2]]
-            for unit in _UNITS
-        ]
         if len(changes) > MOST or not changes or changes[0][0] != since + 1:
+            reset = _reset(
+                self.connection.execute(
+                    "SELECT key FROM change WHERE generation > ? AND tbl = 'counter'", (since,)
+                ).fetchall()
+            )
             self.load()
             return reset
-        for generation, table, key in changes:
+        for _, table, key in changes:
             if table in TABLES:
                 self._apply(table, tuple(str(part) for part in json.loads(key)))
-            self.steering.generation = generation
-        return reset
+        # Only now: what fails half way is applied once more, and its resets are told then.
+        self.steering.generation = changes[-1][0]
+        return _reset([(key,) for _, table, key in changes if table == "counter"])
 
     def _apply(self, table: str, key: tuple[str, ...]) -> None:
         row_class = ROWS[table]
@@ -78,3 +77,9 @@ class SteeringMirror:
 
 
 _UNITS = tuple(unit + suffix for unit in ("messages", "recipients", "bytes") for suffix in ("", "/external"))
+
+
+def _reset(keys: list[tuple[str]]) -> list[CounterKey]:
+    """The counters that these rows of the change table name."""
+    owners = [json.loads(key)[:2] for (key,) in keys]
+    return [CounterKey(str(scope), str(value), unit) for scope, value in owners for unit in _UNITS]
