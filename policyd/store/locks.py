@@ -33,13 +33,18 @@ class DaemonLock:
         :raises StoreRefused: another daemon holds it.
         """
         self._fd = _open(f"{database}.daemon-lock")
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._fd)
-            raise StoreRefused(
-                f"{database} is in use by another policyd; stop it first, or give this one a [store] url of its own"
-            ) from None
+        # Who only asks whether a daemon runs (daemon_running) holds the lock too, for a moment.
+        for tries_left in range(4, -1, -1):
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                if tries_left:
+                    time.sleep(0.02)
+        os.close(self._fd)
+        raise StoreRefused(
+            f"{database} is in use by another policyd; stop it first, or give this one a [store] url of its own"
+        )
 
     def release(self) -> None:
         """Let the next daemon in."""

@@ -5,6 +5,7 @@ The version is SQLite's ``user_version``. Before an upgrade the database is copi
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 from importlib import resources
@@ -86,7 +87,9 @@ def migrate(connection: sqlite3.Connection, path: str) -> int:
             connection.execute(f"PRAGMA user_version = {number:d}")
             connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            # A full disk ends the transaction by itself.
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
             raise
     return len(due)
 
@@ -97,5 +100,7 @@ def backup(connection: sqlite3.Connection, target: str) -> None:
         return
     partial = Path(f"{target}.part")
     partial.unlink(missing_ok=True)
+    # SQLite writes into an empty file, so the rights are those of the database: it holds who writes to whom.
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o640))
     connection.execute("VACUUM INTO ?", (str(partial),))
     partial.rename(target)

@@ -1,0 +1,112 @@
+"""The two locks beside the database: a second daemon is refused, a change from outside and a checkpoint never meet."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from policyd.errors import StoreBusy, StoreRefused
+from policyd.store import locks
+from policyd.store.locks import DaemonLock, daemon_running, write_lock
+
+
+def holder(call: str) -> subprocess.Popen[bytes]:
+    """Another process that holds a lock until it is killed."""
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import sys\nfrom policyd.store.locks import *\n{call}\nprint('held', flush=True)\nsys.stdin.read()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    return process
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_second_daemon_is_refused_and_told_what_to_do(tmp_path: Path) -> None:
+    """One line; and the first goes on."""
+    database = str(tmp_path / "policyd.db")
+    first = DaemonLock(database)
+    with pytest.raises(StoreRefused, match="in use by another policyd; stop it first"):
+        DaemonLock(database)
+    assert daemon_running(database)
+    first.release()
+    assert not daemon_running(database)
+    DaemonLock(database).release()
+
+
+def test_a_killed_daemon_leaves_no_lock(tmp_path: Path) -> None:
+    """The kernel drops it."""
+    database = str(tmp_path / "policyd.db")
+    process = holder(f"lock = DaemonLock({database!r})")
+    assert daemon_running(database)
+    end(process)
+    assert not daemon_running(database)
+    DaemonLock(database).release()
+
+
+def test_asking_whether_a_daemon_runs_keeps_none_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``policyctl status`` holds the lock for a moment; the daemon that starts just then tries once more."""
+    database = str(tmp_path / "policyd.db")
+    asking = os.open(f"{database}.daemon-lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(asking, fcntl.LOCK_SH)
+    monkeypatch.setattr(locks.time, "sleep", lambda seconds: fcntl.flock(asking, fcntl.LOCK_UN))
+    DaemonLock(database).release()
+    os.close(asking)
+
+
+def test_without_a_database_no_daemon_runs(tmp_path: Path) -> None:
+    """And asking makes no file."""
+    assert not daemon_running(str(tmp_path / "policyd.db"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_change_at_a_time(tmp_path: Path) -> None:
+    """A second one is told to try again; a checkpoint does not wait at all."""
+    database = str(tmp_path / "policyd.db")
+    process = holder(f"lock = write_lock({database!r}); lock.__enter__()")
+    for timeout in (0.0, 0.05):
+        with (
+            pytest.raises(StoreBusy, match="being changed by another policyctl"),
+            write_lock(database, timeout),
+        ):
+            raise AssertionError("held twice")
+    end(process)
+    with write_lock(database, 0.0):
+        pass
+    with write_lock(database, 0.0):
+        pass
+
+
+def test_a_change_that_fails_lets_go(tmp_path: Path) -> None:
+    """Whatever leaves the block."""
+    database = str(tmp_path / "policyd.db")
+    with pytest.raises(KeyError), write_lock(database):
+        raise KeyError
+    with write_lock(database, 0.0):
+        pass
+
+
+def test_a_directory_that_is_not_there_is_said(tmp_path: Path) -> None:
+    """In one line."""
+    with pytest.raises(StoreRefused, match="No such file or directory; run it as the user"):
+        DaemonLock(str(tmp_path / "missing" / "policyd.db"))
+    with pytest.raises(StoreRefused), write_lock(str(tmp_path / "missing" / "policyd.db")):
+        pass
