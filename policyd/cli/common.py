@@ -18,6 +18,7 @@ import click
 
 from policyd.answer import escape
 from policyd.errors import NotFound, PolicydError
+from policyd.match import fold
 
 if TYPE_CHECKING:
     import sqlite3
@@ -335,7 +336,9 @@ def known_user(
 
 def login(session: Session, name: str) -> str:
     """The account that ``name`` means on this site; :class:`ValueError` when it can be none."""
-    account = session.config.site.login(printable(name, "login", 320))
+    text = printable(name, "login", 320)
+    # An own client or a certificate is an account too, and has no domain to be added.
+    account = fold(text) if text.startswith(("client:", "cert:")) else session.config.site.login(text)
     if not account or " " in account:
         raise ValueError(f"{name!r} is no login")
     return account

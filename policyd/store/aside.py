@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from urllib.parse import quote
 
 from policyd.errors import StoreRefused
 from policyd.steering import ROWS, Row, Steering
@@ -33,32 +34,43 @@ def move(path: str) -> str:
 
 
 def restore_steering(connection: sqlite3.Connection, damaged: str, known: Steering | None) -> int:
-    """Write the steering rows that are known, else those that can still be read, into the new database; how many."""
+    """Write the steering rows that are known, else those that can still be read, into the new database; how many.
+
+    :raises sqlite3.Error: nothing was written.
+    """
     rows = (
         _readable(damaged) if known is None else [(table, row) for table in ROWS for row in known.rows(table)]
     )
+    written = 0
     connection.execute("BEGIN IMMEDIATE")
     try:
         for table, row in rows:
             marks = ", ".join("?" * len(row))
-            connection.execute(
-                f"INSERT OR REPLACE INTO {table} ({', '.join(row._fields)}) VALUES ({marks})", row
-            )
+            try:
+                connection.execute(
+                    f"INSERT OR REPLACE INTO {table} ({', '.join(row._fields)}) VALUES ({marks})", row
+                )
+            except sqlite3.IntegrityError:
+                # Damage may leave any value; the tables take only what means something.
+                continue
+            written += 1
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
         raise
-    return len(rows)
+    return written
 
 
 def _readable(damaged: str) -> list[tuple[str, Row]]:
     """What can still be read of the steering tables in the damaged file."""
     rows: list[tuple[str, Row]] = []
     try:
-        # A copy of the rights and nothing written: the damaged file stays as it is.
-        connection = sqlite3.connect(f"file:{damaged}?mode=ro", uri=True)
+        # Read only: the damaged file stays as it is.
+        connection = sqlite3.connect(f"file:{quote(os.path.abspath(damaged))}?mode=ro", uri=True)
     except sqlite3.Error:
         return rows
+    connection.text_factory = lambda octets: octets.decode("utf-8", "backslashreplace")
     try:
         for table, row_class in ROWS.items():
             try:

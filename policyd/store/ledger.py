@@ -39,6 +39,8 @@ IDENTITY = HOUR
 LOOKED_AT = 8
 #: Counters kept in memory.
 CACHED = 8_000
+#: Mails of which the decisions are kept in memory, so that a repetition is known although the disk cannot be read.
+LATELY = 2_000
 #: Rows per statement, largest first.
 _CHUNKS = (64, 16, 4, 1)
 
@@ -147,8 +149,8 @@ class Ledger:
         self._dirty: set[CounterKey] = set()
         self._charges: list[Charge] = []
         self._seen: dict[str, list[Earlier]] = {}
-        self._decided: dict[str, list[Decision]] = {}
-        self._unwritten: dict[str, list[Decision]] = {}
+        #: The latest decisions by instance, among them all that are not on disk.
+        self._lately: dict[str, list[Decision]] = {}
         self._readable = True
         self.recent = Recent(IDENTITY)
         self._ref_seq = 0
@@ -157,18 +159,46 @@ class Ledger:
 
     def _load(self) -> None:
         row = self.connection.execute("SELECT ref_seq, decision_id FROM ledger_state").fetchone()
-        self._ref_seq, self._last_id = row or (0, 0)
-        self.partitions = partitions.catalogue(self.connection)
+        known = partitions.catalogue(self.connection)
         self.mirror.load()
+        # Numbers that were given out in memory are not given out again.
+        self._ref_seq, self._last_id = (
+            max(self._ref_seq, row[0] if row else 0),
+            max(self._last_id, row[1] if row else 0),
+        )
+        self.partitions = known
 
     def reopened(self, connection: sqlite3.Connection) -> None:
         """Go on with another connection, perhaps to another file; what is in memory and unwritten stays."""
-        ref_seq, last_id, self.connection = self._ref_seq, self._last_id, connection
-        self.mirror.connection = connection
+        before, kept = self.connection, self._counters
+        self.connection = self.mirror.connection = connection
+        self._counters = {}
+        try:
+            self._load()
+            self._replay(self.backlog.charges)
+        except BaseException:
+            self.connection = self.mirror.connection = before
+            self._counters = kept
+            raise
+
+    def begin_anew(self, connection: sqlite3.Connection) -> None:
+        """Go on in a new, empty database: what is known in memory, counters too, is written there.
+
+        :raises sqlite3.Error: it stays in memory.
+        """
+        self.connection = self.mirror.connection = connection
         self._load()
-        self._counters.clear()
-        self._replay(self.backlog.charges)
-        self._ref_seq, self._last_id = max(ref_seq, self._ref_seq), max(last_id, self._last_id)
+        decisions, counters = self.backlog.decisions, self._counters
+        self.begin()
+        try:
+            self._write(*self._prepare(decisions, counters))
+            self.connection.execute("COMMIT")
+        except sqlite3.Error:
+            self.rollback()
+            self.partitions = []
+            raise
+        self.backlog = Batch([], [])
+        self._clean()
 
     @property
     def steering(self) -> Steering:
@@ -196,12 +226,23 @@ class Ledger:
         try:
             self._write(rows, counters)
             self.connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except Exception as error:
             self.rollback()
             self.partitions = before
-            raise NotWritten(batch) from error
+            if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.ProgrammingError):
+                raise NotWritten(batch) from error
+            self._forget_decisions(batch)
+            raise
         self._clean()
         return batch
+
+    def _forget_decisions(self, batch: Batch) -> None:
+        """Undo what was remembered of a batch that will be decided again."""
+        for decision in batch.decisions:
+            if decision is not None:
+                lately = self._lately.get(decision.request.instance, [])
+                if decision in lately:
+                    lately.remove(decision)
 
     def run_in_memory(self, operations: Sequence[Operation]) -> Batch:
         """Decide without the disk, as far as it can be read; the caller keeps the batch in the backlog."""
@@ -219,11 +260,8 @@ class Ledger:
 
     def keep(self, batch: Batch) -> None:
         """Put a decided batch into the backlog."""
-        self.backlog.decisions.extend(d for d in batch.decisions if d is not None)
-        self.backlog.charges.extend(batch.charges)
-        for decision in batch.decisions:
-            if decision is not None and decision.request.instance:
-                self._unwritten.setdefault(decision.request.instance, []).append(decision)
+        self.backlog.decisions.extend(d for d in batch.decisions if d is not None and _bindable(_row(d)))
+        self.backlog.charges.extend(charge for charge in batch.charges if _bindable(charge.key))
         self._dirty.clear()
         if len(self._counters) > 2 * CACHED:
             unwritten = {charge.key for charge in self.backlog.charges}
@@ -247,7 +285,6 @@ class Ledger:
             self._counters, self.partitions = kept, before
             raise
         self.backlog = Batch([], [])
-        self._unwritten.clear()
         self._clean()
 
     def _replay(self, charges: Sequence[Charge]) -> None:
@@ -280,7 +317,6 @@ class Ledger:
     def decide(self, operations: Sequence[Operation], mark: str = "") -> Batch:
         """Settle each operation in memory, in order; an operation that fails does not fail its neighbours."""
         self._charges = []
-        self._decided.clear()
         decisions: list[Decision | None] = []
         # One stamp for the batch: what is decided together is decided at the same moment.
         now, wall_now, stopped = self.clock.now(), wall(), self._stopwatch()
@@ -303,7 +339,7 @@ class Ledger:
             decision = Decision(self._last_id, now, wall_now, request, settled, proposal.policy, micros)
             decisions.append(decision)
             if request.instance:
-                self._decided.setdefault(request.instance, []).append(decision)
+                self._lately.setdefault(request.instance, []).append(decision)
                 remember(request.instance, request.stage, request.recipient)
         return Batch(decisions, self._charges)
 
@@ -311,7 +347,10 @@ class Ledger:
         """After a commit: nothing is dirty, and the cache is within its bound."""
         self._dirty.clear()
         self._seen.clear()
-        self._decided.clear()
+        excess = len(self._lately) - LATELY
+        if excess > 0:
+            for instance in list(self._lately)[: excess + LATELY // 4]:
+                del self._lately[instance]
         excess = len(self._counters) - CACHED
         if excess > 0:
             for key in list(self._counters)[: excess + CACHED // 8]:
@@ -352,13 +391,15 @@ class Ledger:
         return [found for found in self._of_instance(request) if found.stage == RCPT]
 
     def _of_instance(self, request: Request) -> list[Earlier]:
-        """What was decided of this instance: on disk, in the backlog, and in this batch; oldest first."""
-        instance = request.instance
-        found = self._seen.get(instance, [])
-        for decided in (self._unwritten.get(instance), self._decided.get(instance)):
-            if decided:
-                found = found + [_earlier(decision) for decision in decided]
-        return [earlier for earlier in found if earlier.listener == request.listener] if found else found
+        """What was decided of this instance, as far as it was read or is remembered; oldest first."""
+        found = self._seen.get(request.instance)
+        lately = self._lately.get(request.instance)
+        if not (found or lately):
+            return []
+        by_id = {earlier.id: earlier for earlier in found or ()}
+        for decision in lately or ():
+            by_id[decision.id] = _earlier(decision)
+        return [by_id[n] for n in sorted(by_id) if by_id[n].listener == request.listener]
 
     def next_ref(self) -> str:
         """See :class:`policyd.settle.State`."""
@@ -414,13 +455,12 @@ class Ledger:
 
     def _read_counters(self, keys: Iterable[CounterKey]) -> None:
         missing = sorted(key for key in keys if key not in self._counters)
-        for key in missing:
-            self._counters[key] = Counter()
+        read = {key: Counter() for key in missing}
         for chunk in _chunked(missing):
             sql = _SELECT_COUNTERS[len(chunk)]
             for scope, value, unit, cells in self.connection.execute(sql, _flat(chunk)).fetchall():
                 try:
-                    self._counters[CounterKey(scope, value, unit)] = Counter.unpack(cells)
+                    read[CounterKey(scope, value, unit)] = Counter.unpack(cells)
                 except ValueError as error:
                     log.error(
                         "store-damaged: the counter of %s %r cannot be read, it begins anew: %s",
@@ -428,6 +468,7 @@ class Ledger:
                         value,
                         error,
                     )
+        self._counters.update(read)
 
     def _read_earlier(self, condition: str, wanted: Sequence[tuple[str, ...]], width: int) -> None:
         if not wanted:
@@ -530,6 +571,18 @@ def _row(decision: Decision) -> tuple[str | int | None, ...]:
         micros,
         settled.mark,
     )
+
+
+def _bindable(values: Iterable[object]) -> bool:
+    """Whether SQLite can take the values; it always should, and one that it cannot must not hold up all others."""
+    try:
+        for value in values:
+            if isinstance(value, str):
+                value.encode()
+    except UnicodeEncodeError as error:
+        log.error("a decision cannot be written and is left out: %s", error)
+        return False
+    return True
 
 
 _COLUMNS = 28

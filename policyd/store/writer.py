@@ -22,7 +22,7 @@ from policyd.decision import Decision, Operation
 from policyd.errors import StoreDamaged, StoreError
 from policyd.store import aside, connect
 from policyd.store.clock import LedgerClock, stored_base
-from policyd.store.ledger import Batch, Ledger, NotWritten, Settle
+from policyd.store.ledger import Ledger, NotWritten, Settle
 from policyd.store.upkeep import Keep, Upkeep
 
 #: Operations in one transaction at the most.
@@ -84,12 +84,20 @@ class Writer:
         :raises StoreError: it cannot be opened at all.
         """
         try:
-            connection = connect.open_for_daemon(self.path, self.durability)
+            self._open()
         except StoreDamaged as error:
-            connection = self._begin_anew(str(error), None)
-        self.clock = LedgerClock(stored_base(connection))
-        self._ledger = Ledger(connection, self.clock, self._settle, self._stopwatch, _report)
+            self._begin_anew(str(error), None).close()
+            self._open()
         self._upkeep = Upkeep(self._ledger, self.path, self.keep)
+
+    def _open(self) -> None:
+        connection = connect.open_for_daemon(self.path, self.durability)
+        try:
+            self.clock = LedgerClock(stored_base(connection))
+            self._ledger = Ledger(connection, self.clock, self._settle, self._stopwatch, _report)
+        except sqlite3.Error as error:
+            connection.close()
+            raise connect.translate(error, self.path) from error
 
     def start(self) -> None:
         """Start the thread."""
@@ -113,7 +121,10 @@ class Writer:
         """Settle what is queued, write the backlog if that can be, checkpoint, close."""
         self._stopping = True
         self._wake.set()
-        self._thread.join()
+        if self._thread.ident is None:
+            self._close()
+        else:
+            self._thread.join()
 
     # --- on the writer's thread --------------------------------------------------------------------------------------
 
@@ -159,8 +170,10 @@ class Writer:
             except NotWritten as failure:
                 error = failure.__cause__
                 assert isinstance(error, sqlite3.Error)
+                # Kept first: what happens to a damaged file has to know what was not written.
+                self._ledger.keep(failure.batch)
                 self._fall_sick(error)
-                return self._keep(failure.batch, operations)
+                return failure.batch.decisions
             except sqlite3.Error as error:
                 self._fall_sick(error)
             except StoreError as error:
@@ -168,9 +181,7 @@ class Writer:
         room = self.most_in_memory - len(self._ledger.backlog.decisions)
         if room < len(operations):
             return self._overflow(operations, room)
-        return self._keep(self._ledger.run_in_memory(operations), operations)
-
-    def _keep(self, batch: Batch, operations: Sequence[Operation]) -> list[Decision | None]:
+        batch = self._ledger.run_in_memory(operations)
         self._ledger.keep(batch)
         return batch.decisions
 
@@ -208,8 +219,8 @@ class Writer:
             self._reopen()
             written = len(self._ledger.backlog.decisions)
             self._ledger.write_backlog()
-        except (sqlite3.Error, StoreError) as error:
-            trouble = error if isinstance(error, StoreError) else connect.translate(error, self.path)
+        except (sqlite3.Error, StoreError, ValueError, OSError) as error:
+            trouble = connect.translate(error, self.path) if isinstance(error, sqlite3.Error) else error
             if str(trouble) != self.sick:
                 log.error("store-sick: %s", trouble)
                 self.sick = str(trouble)
@@ -234,7 +245,6 @@ class Writer:
             self._ledger.reopened(connection)
         except BaseException:
             connection.close()
-            self._ledger.connection = self._ledger.mirror.connection = old
             raise
         old.close()
         self.on_loop(self.replaced)
@@ -244,7 +254,7 @@ class Writer:
         try:
             self._ledger.connection.close()
             connection = self._begin_anew(why, self._ledger)
-            self._ledger.reopened(connection)
+            self._ledger.begin_anew(connection)
             self._next_retry = 0.0
         except (sqlite3.Error, StoreError, OSError) as error:
             log.error("store-sick: %s cannot be replaced: %s", self.path, error)
