@@ -6,7 +6,7 @@ CONFIG      ?= policyd/data/policyd.toml
 PYTEST_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install run test test-debian test-packages check cover bench clean
+.PHONY: help install run test test-debian test-packages check cover bench man clean
 
 help:
 	@echo 'make run          run policyd in the foreground on 127.0.0.1:10047, data in var/'
@@ -16,6 +16,7 @@ help:
 	@echo 'make cover        branch coverage of the parts that must not be wrong'
 	@echo 'make bench        measure (PYTHON and packages as for make test)'
 	@echo 'make install      make $(VENV) and nothing else'
+	@echo 'make man          render the manual pages into var/man; man -l shows them'
 	@echo 'make clean        remove what these commands made, the database in var/ included'
 
 install: $(STAMP)
@@ -38,6 +39,7 @@ test-debian: test-packages
 	PYTHONPATH='$(CURDIR)' /usr/bin/python3 -m pytest --no-skips $(PYTEST_ARGS)
 
 check: $(STAMP)
+	@tools/install-test-packages.sh docs
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -52,6 +54,11 @@ cover: $(STAMP)
 bench: $(STAMP)
 	@tools/install-test-packages.sh bench
 	$(VENV)/bin/python -m bench $(BENCH_ARGS)
+
+man:
+	@tools/install-test-packages.sh docs
+	@mkdir -p var/man
+	@for page in man/*.scd; do scdoc <$$page >var/man/$$(basename $$page .scd) || exit 1; done
 
 clean:
 	rm -rf $(VENV) var build dist policyd.egg-info .hypothesis .pytest_cache

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Install the Debian packages that the tests or the benchmark need; say which are missing when not root.
-# Usage: install-test-packages.sh test|bench
+# Usage: install-test-packages.sh test|docs|bench
 set -eu
 
 fail() {
@@ -9,15 +9,20 @@ fail() {
 }
 
 # libfaketime steps the clock of a process, Dovecot checks the passwords for Postfix.
-programs="postfix dovecot-core libfaketime sqlite3 openssl"
+programs="postfix dovecot-core libfaketime sqlite3 openssl scdoc"
 # The second world: /usr/bin/python3 with nothing but these.
 python="python3 python3-twisted python3-dnspython python3-spf sqlite-utils python3-click python3-idna python3-uvloop
     python3-pytest python3-pytest-twisted python3-hypothesis python3-setuptools python3-venv"
 
 case ${1-} in
 test) wanted="$programs $python" ;;
+docs)
+    # Nothing but the compiler of the manual pages, wherever it is from.
+    ! command -v scdoc >/dev/null || exit 0
+    wanted=scdoc
+    ;;
 bench) wanted="policyd-rate-limit postfwd" ;;
-*) fail "usage: install-test-packages.sh test|bench" ;;
+*) fail "usage: install-test-packages.sh test|docs|bench" ;;
 esac
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
