@@ -15,39 +15,30 @@ import contextlib
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from policyd.answer import Answer
-from policyd.decision import MEMORY, Decision, Earlier, Operation, Settled
+from policyd.decision import MEMORY, REFUSED, Decision, Earlier, Operation, Settled
 from policyd.opinion import CounterKey, Proposal
 from policyd.request import RCPT, Request
 from policyd.steering import Steering
 from policyd.store import partitions
 from policyd.store.clock import LedgerClock, wall
-from policyd.store.recent import Recent, any_recipient, key_of
+from policyd.store.instances import IDENTITY, Instances, earlier_of
+from policyd.store.statements import chunked, flat, insert_decisions, select_counters, upsert_counters
 from policyd.store.steering_sync import SteeringMirror
-from policyd.units import HOUR, Limit
+from policyd.units import Limit
 from policyd.window import Counter
 
 log = logging.getLogger("policyd.store")
 
-#: How long a request is known again, ms.
-IDENTITY = HOUR
-#: Partitions in which a request is looked for at the most; they hold over a million decisions.
-LOOKED_AT = 8
 #: Counters kept in memory.
 CACHED = 8_000
-#: Mails of which the decisions are kept in memory, so that a repetition is known although the disk cannot be read.
-LATELY = 2_000
-#: Rows per statement, largest first.
-_CHUNKS = (64, 16, 4, 1)
 
 _REF_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32: no I, L, O, U
 _REF_SPACE = 32**5
-
-T = TypeVar("T")
 
 
 class Settle(Protocol):
@@ -148,11 +139,8 @@ class Ledger:
         self._counters: dict[CounterKey, Counter] = {}
         self._dirty: set[CounterKey] = set()
         self._charges: list[Charge] = []
-        self._seen: dict[str, list[Earlier]] = {}
-        #: The latest decisions by instance, among them all that are not on disk.
-        self._lately: dict[str, list[Decision]] = {}
+        self.instances = Instances()
         self._readable = True
-        self.recent = Recent(IDENTITY)
         self._ref_seq = 0
         self._last_id = 0
         self._load()
@@ -240,13 +228,10 @@ class Ledger:
         """Undo what was remembered of a batch that will be decided again."""
         for decision in batch.decisions:
             if decision is not None:
-                lately = self._lately.get(decision.request.instance, [])
-                if decision in lately:
-                    lately.remove(decision)
+                self.instances.forget(decision)
 
     def run_in_memory(self, operations: Sequence[Operation]) -> Batch:
         """Decide without the disk, as far as it can be read; the caller keeps the batch in the backlog."""
-        self._seen.clear()
         try:
             self._forget(self.mirror.refresh())
             self._read(operations)
@@ -257,6 +242,13 @@ class Ledger:
             return self.decide(operations, MEMORY)
         finally:
             self._readable = True
+
+    def passed_before(self, operation: Operation) -> bool:
+        """Whether this is a repetition of what passed, which counts nothing."""
+        with contextlib.suppress(sqlite3.Error):
+            self._read([operation])
+        earlier = self.earlier(operation.request) if operation.request.instance else None
+        return earlier is not None and earlier.verdict != REFUSED
 
     def keep(self, batch: Batch) -> None:
         """Put a decided batch into the backlog."""
@@ -320,8 +312,7 @@ class Ledger:
         decisions: list[Decision | None] = []
         # One stamp for the batch: what is decided together is decided at the same moment.
         now, wall_now, stopped = self.clock.now(), wall(), self._stopwatch()
-        settle, local_time, remember = self._settle, self.clock.local_time, self.recent.remember
-        self.recent.turn(now)
+        settle, local_time = self._settle, self.clock.local_time
         for operation in operations:
             request, proposal = operation.request, operation.proposal
             try:
@@ -339,18 +330,13 @@ class Ledger:
             decision = Decision(self._last_id, now, wall_now, request, settled, proposal.policy, micros)
             decisions.append(decision)
             if request.instance:
-                self._lately.setdefault(request.instance, []).append(decision)
-                remember(request.instance, request.stage, request.recipient)
+                self.instances.add(decision)
         return Batch(decisions, self._charges)
 
     def _clean(self) -> None:
         """After a commit: nothing is dirty, and the cache is within its bound."""
         self._dirty.clear()
-        self._seen.clear()
-        excess = len(self._lately) - LATELY
-        if excess > 0:
-            for instance in list(self._lately)[: excess + LATELY // 4]:
-                del self._lately[instance]
+        self.instances.trim(self.clock.now(), len(self.backlog.decisions))
         excess = len(self._counters) - CACHED
         if excess > 0:
             for key in list(self._counters)[: excess + CACHED // 8]:
@@ -375,31 +361,12 @@ class Ledger:
 
     def earlier(self, request: Request) -> Earlier | None:
         """See :class:`policyd.settle.State`."""
-        found = self._of_instance(request)
-        since = self.clock.now() - IDENTITY if found else 0
-        for earlier in reversed(found):
-            if (
-                earlier.stage == request.stage
-                and (request.stage != RCPT or earlier.recipient == request.recipient)
-                and earlier.at > since
-            ):
-                return earlier
-        return None
+        held = self.instances.of(request)
+        return earlier_of(held, request, self.clock.now() - IDENTITY) if held else None
 
     def siblings(self, request: Request) -> Sequence[Earlier]:
         """See :class:`policyd.settle.State`."""
-        return [found for found in self._of_instance(request) if found.stage == RCPT]
-
-    def _of_instance(self, request: Request) -> list[Earlier]:
-        """What was decided of this instance, as far as it was read or is remembered; oldest first."""
-        found = self._seen.get(request.instance)
-        lately = self._lately.get(request.instance)
-        if not (found or lately):
-            return []
-        by_id = {earlier.id: earlier for earlier in found or ()}
-        for decision in lately or ():
-            by_id[decision.id] = _earlier(decision)
-        return [by_id[n] for n in sorted(by_id) if by_id[n].listener == request.listener]
+        return [found for found in self.instances.of(request) if found.stage == RCPT]
 
     def next_ref(self) -> str:
         """See :class:`policyd.settle.State`."""
@@ -414,51 +381,29 @@ class Ledger:
 
     def _read(self, operations: Sequence[Operation]) -> None:
         keys: set[CounterKey] = set()
-        exact: list[tuple[str, str, str]] = []
-        by_stage: list[tuple[str, str]] = []
-        counters, perhaps = self._counters, self.recent.perhaps
+        counters = self._counters
         for operation in operations:
-            request = operation.request
-            instance, stage, recipient = request.instance, request.stage, request.recipient
-            counts = external = False
             for heard in operation.proposal.heard:
                 quota = heard.opinion.quota if heard.opinion is not None else None
                 if quota is None:
                     continue
-                counts = counts or quota.counts
-                external = external or quota.external is not None
                 for unit in counted_units(quota.limits, quota.external is not None):
                     key = CounterKey(quota.scope, quota.value, unit)
                     if key not in counters:
                         keys.add(key)
-            if not instance:
-                continue
-            if perhaps(key_of(instance, stage, recipient)):
-                if stage == RCPT:
-                    exact.append((instance, stage, recipient))
-                else:
-                    by_stage.append((instance, stage))
-            # Recipients of the same mail matter where each counts by itself, or where the own ones do not count.
-            if (stage == RCPT and counts) or (stage != RCPT and external and not recipient):
-                if perhaps(any_recipient(instance)):
-                    by_stage.append((instance, RCPT))
         if keys:
             self._read_counters(keys)
-        self._seen.clear()
-        if self.partitions:
-            self._read_earlier(
-                "d.instance = w.instance AND d.stage = w.stage AND d.recipient = w.recipient", exact, 3
-            )
-            self._read_earlier("d.instance = w.instance AND d.stage = w.stage", by_stage, 2)
-            for instance, found in self._seen.items():
-                self._seen[instance] = sorted(set(found))
+        unread = self.instances.unread(operation.request for operation in operations)
+        if unread:
+            since = self.clock.now() - IDENTITY
+            self.instances.read(self.connection, self.partitions, unread, since)
 
     def _read_counters(self, keys: Iterable[CounterKey]) -> None:
         missing = sorted(key for key in keys if key not in self._counters)
         read = {key: Counter() for key in missing}
-        for chunk in _chunked(missing):
-            sql = _SELECT_COUNTERS[len(chunk)]
-            for scope, value, unit, cells in self.connection.execute(sql, _flat(chunk)).fetchall():
+        for chunk in chunked(missing):
+            sql = select_counters(len(chunk))
+            for scope, value, unit, cells in self.connection.execute(sql, flat(chunk)).fetchall():
                 try:
                     read[CounterKey(scope, value, unit)] = Counter.unpack(cells)
                 except ValueError as error:
@@ -469,25 +414,6 @@ class Ledger:
                         error,
                     )
         self._counters.update(read)
-
-    def _read_earlier(self, condition: str, wanted: Sequence[tuple[str, ...]], width: int) -> None:
-        if not wanted:
-            return
-        since = self.clock.now() - IDENTITY
-        columns = "instance, stage, recipient" if width == 3 else "instance, stage"
-        for chunk in _chunked(list(dict.fromkeys(wanted))):
-            values = ", ".join([f"({', '.join('?' * width)})"] * len(chunk))
-            for partition in self.partitions[:LOOKED_AT]:
-                if partition.closed_at and partition.closed_at < since:
-                    break
-                rows = self.connection.execute(
-                    f"WITH w ({columns}) AS (VALUES {values}) "
-                    "SELECT d.instance, d.id, d.at, d.listener, d.stage, d.recipient, d.verdict, d.action, d.by, d.charges "
-                    f"FROM w CROSS JOIN {partition.table} AS d ON {condition} AND d.instance <> ''",
-                    _flat(chunk),
-                ).fetchall()
-                for row in rows:
-                    self._seen.setdefault(row[0], []).append(Earlier(*row[1:]))
 
     def _prepare(
         self, decisions: Iterable[Decision | None], dirty: Iterable[CounterKey]
@@ -505,10 +431,10 @@ class Ledger:
         if rows and (not self.partitions or partitions.is_due(self.partitions[0], now, rows[0][0])):
             partitions.open_next(connection, now, rows[0][0])
             self.partitions = partitions.catalogue(connection)
-        for chunk in _chunked(rows):
-            connection.execute(_insert_decisions(self.partitions[0].table, len(chunk)), _flat(chunk))
-        for chunk in _chunked(counters):
-            connection.execute(_UPSERT_COUNTERS[len(chunk)], _flat(chunk))
+        for chunk in chunked(rows):
+            connection.execute(insert_decisions(self.partitions[0].table, len(chunk)), flat(chunk))
+        for chunk in chunked(counters):
+            connection.execute(upsert_counters(len(chunk)), flat(chunk))
         connection.execute(
             "INSERT OR REPLACE INTO ledger_state VALUES (1, ?, ?, ?, ?, ?, ?)",
             (*self.clock.base(now), self._ref_seq, self._last_id),
@@ -521,21 +447,6 @@ class NotWritten(Exception):
     def __init__(self, batch: Batch) -> None:
         super().__init__("not committed")
         self.batch = batch
-
-
-def _earlier(decision: Decision) -> Earlier:
-    request, settled = decision.request, decision.settled
-    return Earlier(
-        decision.id,
-        decision.at,
-        request.listener,
-        request.stage,
-        request.recipient,
-        settled.verdict,
-        str(settled.answer),
-        settled.by,
-        settled.charges,
-    )
 
 
 def _row(decision: Decision) -> tuple[str | int | None, ...]:
@@ -583,48 +494,3 @@ def _bindable(values: Iterable[object]) -> bool:
         log.error("a decision cannot be written and is left out: %s", error)
         return False
     return True
-
-
-_COLUMNS = 28
-
-
-def _chunked(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """``items`` in pieces of the few lengths for which a statement is prepared."""
-    at = 0
-    for size in _CHUNKS:
-        while len(items) - at >= size:
-            yield items[at : at + size]
-            at += size
-
-
-def _flat(rows: Iterable[Iterable[object]]) -> list[object]:
-    return [value for row in rows for value in row]
-
-
-def _values(columns: int, rows: int) -> str:
-    return ", ".join([f"({', '.join('?' * columns)})"] * rows)
-
-
-_inserts: dict[tuple[str, int], str] = {}
-
-
-def _insert_decisions(table: str, rows: int) -> str:
-    sql = _inserts.get((table, rows))
-    if sql is None:
-        if len(_inserts) > 64:
-            _inserts.clear()
-        sql = _inserts[table, rows] = f"INSERT INTO {table} VALUES {_values(_COLUMNS, rows)}"
-    return sql
-
-
-_SELECT_COUNTERS = {
-    size: f"WITH w (scope, value, unit) AS (VALUES {_values(3, size)}) "
-    "SELECT c.scope, c.value, c.unit, c.cells FROM w CROSS JOIN counter AS c "
-    "ON c.scope = w.scope AND c.value = w.value AND c.unit = w.unit"
-    for size in _CHUNKS
-}
-_UPSERT_COUNTERS = {
-    size: f"INSERT INTO counter (scope, value, unit, cells, expires_at) VALUES {_values(5, size)} "
-    "ON CONFLICT (scope, value, unit) DO UPDATE SET cells = excluded.cells, expires_at = excluded.expires_at"
-    for size in _CHUNKS
-}

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from policyd.errors import StoreBusy
 from policyd.store import locks, partitions
-from policyd.store.ledger import IDENTITY, Ledger
+from policyd.store.instances import IDENTITY
+from policyd.store.ledger import Ledger
 from policyd.units import DAY
 
 log = logging.getLogger("policyd.store")
@@ -83,7 +84,7 @@ class Upkeep:
             self._look()
         ledger = self._ledger
         self._more = (
-            ledger.recent.fill(ledger.connection, ledger.partitions, ledger.clock.now() - IDENTITY)
+            ledger.instances.fill(ledger.connection, ledger.partitions, ledger.clock.now() - IDENTITY)
             or self._index_one()
             or self._retire_one()
             or self._sweep_counters()

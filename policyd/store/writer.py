@@ -189,7 +189,7 @@ class Writer:
         """With no room in memory for all: what must count gets no decision, the rest is decided and not told of."""
         decisions: list[Decision | None] = []
         for operation in operations:
-            if _counts(operation) and room <= 0:
+            if _counts(operation) and room <= 0 and not self._ledger.passed_before(operation):
                 decisions.append(None)
                 continue
             batch = self._ledger.run_in_memory([operation])

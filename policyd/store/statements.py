@@ -1,0 +1,59 @@
+"""Statements that take many rows at once: they let go of the interpreter once, not once a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import TypeVar
+
+T = TypeVar("T")
+
+#: Rows per statement, largest first; few lengths, so that each is prepared once.
+CHUNKS = (64, 16, 4, 1)
+#: Columns of schema/decision.sql.
+DECISION_COLUMNS = 28
+
+
+def chunked(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """``items`` in pieces of the few lengths for which statements are prepared."""
+    at = 0
+    for size in CHUNKS:
+        while len(items) - at >= size:
+            yield items[at : at + size]
+            at += size
+
+
+def flat(rows: Iterable[Iterable[object]]) -> list[object]:
+    """All values of all rows, for one statement."""
+    return [value for row in rows for value in row]
+
+
+@lru_cache(maxsize=64)
+def values(columns: int, rows: int) -> str:
+    """The placeholders of ``rows`` rows: ``(?, ?), (?, ?)``."""
+    return ", ".join([f"({', '.join('?' * columns)})"] * rows)
+
+
+@lru_cache(maxsize=64)
+def insert_decisions(table: str, rows: int) -> str:
+    """Insert so many rows into a partition."""
+    return f"INSERT INTO {table} VALUES {values(DECISION_COLUMNS, rows)}"
+
+
+@lru_cache(maxsize=8)
+def select_counters(rows: int) -> str:
+    """Read so many counters."""
+    return (
+        f"WITH w (scope, value, unit) AS (VALUES {values(3, rows)}) "
+        "SELECT c.scope, c.value, c.unit, c.cells FROM w CROSS JOIN counter AS c "
+        "ON c.scope = w.scope AND c.value = w.value AND c.unit = w.unit"
+    )
+
+
+@lru_cache(maxsize=8)
+def upsert_counters(rows: int) -> str:
+    """Write so many counters."""
+    return (
+        f"INSERT INTO counter (scope, value, unit, cells, expires_at) VALUES {values(5, rows)} "
+        "ON CONFLICT (scope, value, unit) DO UPDATE SET cells = excluded.cells, expires_at = excluded.expires_at"
+    )
