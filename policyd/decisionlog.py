@@ -56,16 +56,21 @@ class FileSink:
         self._path = path
         self._fd = _open(path)
         self._lost = 0
+        #: Whether what was written last ends within a line.
+        self._torn = False
 
     def write(self, lines: Sequence[str], refused: Sequence[bool]) -> None:
         """See :class:`Sink`."""
-        data = ("\n".join(lines) + "\n").encode()
+        # After a line that was cut short a new one begins.
+        data = (("\n" if self._torn else "") + "\n".join(lines) + "\n").encode()
         try:
             if self._fd < 0:
                 self._fd = _open(self._path)
             view = memoryview(data)
             while view:
-                view = view[os.write(self._fd, view) :]
+                written = os.write(self._fd, view)
+                self._torn = view[written - 1] != ord("\n")
+                view = view[written:]
         except OSError as error:
             if not self._lost:
                 log.error(
@@ -80,6 +85,7 @@ class FileSink:
     def reopen(self) -> None:
         """See :class:`Sink`."""
         self.close()
+        self._torn = False
         try:
             self._fd = _open(self._path)
         except OSError as error:
@@ -124,8 +130,9 @@ class SyslogSink:
         """See :class:`Sink`."""
         for line, is_refused in zip(lines, refused, strict=True):
             priority = self._facility * 8 + (_NOTICE if is_refused else _INFO)
-            # The time at the start of the line is syslog's own business.
-            message = f"<{priority}>policyd[{os.getpid()}]: {line.split(' ', 1)[-1]}".encode()
+            # The time at the start of a line of text is syslog's own business.
+            message = f"<{priority}>policyd[{os.getpid()}]: ".encode()
+            message += (line if line[0] == "{" else line.split(" ", 1)[-1]).encode()
             try:
                 if self._socket is None:
                     self._connect()
