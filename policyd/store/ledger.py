@@ -435,9 +435,16 @@ class Ledger:
             connection.execute(insert_decisions(self.partitions[0].table, len(chunk)), flat(chunk))
         for chunk in chunked(counters):
             connection.execute(upsert_counters(len(chunk)), flat(chunk))
-        connection.execute(
+        self.save_time()
+
+    def save_time(self) -> None:
+        """Write down where ledger time and the numbers given out stand.
+
+        :raises sqlite3.Error: the database is in trouble.
+        """
+        self.connection.execute(
             "INSERT OR REPLACE INTO ledger_state VALUES (1, ?, ?, ?, ?, ?, ?)",
-            (*self.clock.base(now), self._ref_seq, self._last_id),
+            (*self.clock.base(self.clock.now()), self._ref_seq, self._last_id),
         )
 
 

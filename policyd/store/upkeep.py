@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 from policyd.errors import StoreBusy
+from policyd.steering import TABLES
 from policyd.store import locks, partitions
 from policyd.store.instances import IDENTITY
 from policyd.store.ledger import Ledger
@@ -24,8 +25,6 @@ WAL_ALARM = 256 * 1024 * 1024
 STEP_ROWS = 2_000
 #: Changes that the change table keeps.
 CHANGES = 1_000
-#: Between two steps when there is nothing to do at once, s.
-STEP = 1.0
 #: Between two sweeps of the counters, s.
 SWEEP = 3600.0
 #: Between two looks at sizes and ages, s.
@@ -55,9 +54,9 @@ class Upkeep:
         self._next_look = 0.0
         self._next_sweep = 0.0
         self._next_checkpoint = 0.0
-        self._next_step = 0.0
-        self._more = False
         self._crowded = False
+        #: Little is free on the file system, not only in the database.
+        self._short = False
         self._alarmed = False
 
     def step(self, idle: bool, keep: Keep) -> bool:
@@ -70,9 +69,6 @@ class Upkeep:
                 self.checkpoint()
         if not idle:
             return False
-        if clock < self._next_step and not self._more:
-            return False
-        self._next_step = clock + STEP
         step = self._ledger.clock.step()
         if step:
             log.error(
@@ -83,13 +79,13 @@ class Upkeep:
             self._next_look = clock + LOOK
             self._look()
         ledger = self._ledger
-        self._more = (
+        return (
             ledger.instances.fill(ledger.connection, ledger.partitions, ledger.clock.now() - IDENTITY)
-            or self._index_one()
             or self._retire_one()
+            or self._give_back()
+            or self._index_one()
             or self._sweep_counters()
         )
-        return self._more
 
     def checkpoint(self, wait: bool = False) -> None:
         """Copy the WAL into the database, unless a ``policyctl`` is changing something at this moment."""
@@ -129,8 +125,7 @@ class Upkeep:
                 left // 1_000_000,
             )
         self._crowded = crowded
-        if left < self._keep.min_free and free:
-            connection.execute("PRAGMA incremental_vacuum(2000)").fetchall()
+        self._short = left < self._keep.min_free
         if self._cursor is None and time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + SWEEP
             self._cursor = ("", "", "")
@@ -179,6 +174,16 @@ class Upkeep:
         self._next_look = 0.0
         return self._drop(oldest)
 
+    def _give_back(self) -> bool:
+        """Give freed pages back to the file system, when it has little left."""
+        connection = self._ledger.connection
+        if not self._short or not connection.execute("PRAGMA freelist_count").fetchone()[0]:
+            return False
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute("PRAGMA incremental_vacuum(500)").fetchall()
+        # A database that was made without incremental vacuum gives nothing back.
+        return bool(connection.execute("PRAGMA page_count").fetchone()[0] < pages)
+
     def _drop(self, partition: partitions.Partition) -> bool:
         connection = self._ledger.connection
         # In steps: dropping a large table at once takes as long as deleting its rows.
@@ -225,14 +230,22 @@ class Upkeep:
         return self._cursor is not None
 
     def _prune_changes(self) -> None:
-        self._ledger.connection.execute(
-            "DELETE FROM change WHERE generation < (SELECT max(generation) FROM change) - ?", (CHANGES,)
-        )
-        now = self._ledger.clock.now()
-        for table in ("ban", "allow", "user_limit", "user_grant", "check_mode"):
-            self._ledger.connection.execute(
-                f"DELETE FROM {table} WHERE expires_at > 0 AND expires_at < ?", (now - 7 * DAY,)
+        """Delete old changes and expired entries, after what they say was taken in."""
+        ledger, connection = self._ledger, self._ledger.connection
+        ledger.begin()
+        try:
+            connection.execute(
+                "DELETE FROM change WHERE generation < (SELECT max(generation) FROM change) - ?", (CHANGES,)
             )
+            for table in TABLES:
+                connection.execute(
+                    f"DELETE FROM {table} WHERE expires_at > 0 AND expires_at < ?",
+                    (ledger.clock.now() - 7 * DAY,),
+                )
+            connection.execute("COMMIT")
+        except sqlite3.Error:
+            ledger.rollback()
+            raise
 
 
 def _size(path: str) -> int:

@@ -95,6 +95,8 @@ class Writer:
         try:
             self.clock = LedgerClock(stored_base(connection))
             self._ledger = Ledger(connection, self.clock, self._settle, self._stopwatch, _report)
+            # From the first moment on, policyctl finds the ledger time that this daemon goes by.
+            self._ledger.save_time()
         except sqlite3.Error as error:
             connection.close()
             raise connect.translate(error, self.path) from error
