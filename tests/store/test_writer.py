@@ -561,3 +561,24 @@ def test_a_writer_that_was_never_started_can_be_stopped(tmp_path: Path) -> None:
     with Store(tmp_path / "policyd.db", engine(*RULES)) as again:
         assert again.settled(ask(queue_id="1")).verdict == "pass"
     assert PATIENCE
+
+
+def test_a_start_while_somebody_writes(tmp_path: Path) -> None:
+    """A long transaction of another process keeps no daemon from starting; mail is decided in memory meanwhile."""
+    path = tmp_path / "policyd.db"
+    with Store(path, engine(*MX_RULES)) as store:
+        store.settled(ask())
+    with locked(path), Store(path, engine(*MX_RULES)) as store:
+        assert store.settled(ask()).verdict == "pass"
+
+
+def test_beyond_the_bound_a_known_ban_holds_wherever_it_stands_in_the_chain(tmp_path: Path) -> None:
+    """A refusal needs no room in memory, although a quota before it would have counted."""
+    path = tmp_path / "policyd.db"
+    with Store(path, engine(quota_rule("99 messages per 1d"), ban_rule()), backlog=1) as store:
+        store.settled(ask())
+        ban_alice(path)
+        with locked(path):
+            store.decide(ask(sasl_username="bert"))
+            assert store.decide(ask(sasl_username="bert")) == [None]
+            assert store.settled(ask()).by == "bans"
