@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import resource
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from policyd.decision import Decision
 from policyd.errors import StoreError, StoreRefused
 from policyd.request import Request
 from policyd.steering import Entry
 from policyd.store import admin, connect
+from policyd.store import instances as instances_module
+from policyd.store import ledger as ledger_module
 from policyd.store import writer as writer_module
 from policyd.store.connect import open_for_admin
+from policyd.store.ledger import Turn, reference
 from tests.fakes import (
     PATIENCE,
     Disk,
@@ -582,3 +589,75 @@ def test_beyond_the_bound_a_known_ban_holds_wherever_it_stands_in_the_chain(tmp_
             store.decide(ask(sasl_username="bert"))
             assert store.decide(ask(sasl_username="bert")) == [None]
             assert store.settled(ask()).by == "bans"
+
+
+# --- caches are only caches -------------------------------------------------------------------------------------------
+
+
+def test_small_caches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many accounts and transactions, few of them in memory: counts, limits and repeats come from the disk."""
+    monkeypatch.setattr(ledger_module, "CACHED", 4)
+    monkeypatch.setattr(instances_module, "TRANSACTIONS", 3)
+    monkeypatch.setattr(instances_module, "DECISIONS", 5)
+    path = tmp_path / "policyd.db"
+    requests = [ask(sasl_username=f"user{number % 40}") for number in range(120)]
+    with Store(path, engine(quota_rule("2 messages per 1d"))) as store:
+        rows = []
+        for at in range(0, 120, 10):
+            rows += accepted(store.decide(*requests[at : at + 10]))
+        assert [settled.verdict for _, settled in rows] == ["pass"] * 80 + ["refuse"] * 40
+        with locked(path):
+            for request in requests[:80:7]:
+                assert store.settled(request).mark.split()[0] == "repeat"
+        healed(store)
+        for request in requests[:80]:
+            assert store.settled(request).mark == "repeat"
+    used = Disk(path).all_used()
+    assert {used[key] for key in used if key.value != ALICE} == {2}
+
+
+def test_a_repetition_is_known_before_and_after_everything_was_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right after a start, and when upkeep has taken in what was decided before it."""
+    monkeypatch.setattr(instances_module, "STEP_ROWS", 4)
+    path = tmp_path / "policyd.db"
+    requests = [ask() for _ in range(30)]
+    with Store(path, engine(quota_rule("99 messages per 1d"))) as store:
+        store.decide(*requests)
+    with Store(path, engine(quota_rule("99 messages per 1d"))) as store:
+        for request in requests:
+            assert store.settled(request).mark == "repeat"
+            assert store.settled(ask(sasl_username="bert")).mark == ""
+    assert Disk(path).used("messages/external") == 30
+
+
+@given(st.sets(st.integers(0, 2**36), min_size=2, max_size=50))
+def test_references_never_come_twice(sequences: set[int]) -> None:
+    """Five characters for the first 33 million, one more then; never a letter that is taken for another."""
+    references = {reference(sequence) for sequence in sequences}
+    assert len(references) == len(sequences)
+    for sequence in sequences:
+        text = reference(sequence)
+        assert not set(text) - set("0123456789ABCDEFGHJKMNPQRSTVWXYZ")
+        assert (len(text) == 5) == (sequence < 32**5)
+
+
+def test_references_do_not_count_up() -> None:
+    """One says nothing about how much mail there is."""
+    found = [reference(sequence) for sequence in range(1, 2_000)]
+    assert len(set(found)) == len(found)
+    assert sum(first[:3] == second[:3] for first, second in itertools.pairwise(found)) < 20
+
+
+def test_the_loop_waits_for_a_batch_that_is_being_decided() -> None:
+    """And for none when nothing is decided; it is never kept for long."""
+    turn = Turn()
+    turn.give_way()
+    with turn:
+        waiting = threading.Thread(target=turn.give_way)
+        waiting.start()
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
+    with turn:
+        turn.give_way()
