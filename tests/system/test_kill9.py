@@ -63,58 +63,56 @@ def test_kill_9_under_load(tmp_path: Path) -> None:
     In the end each account's count is the number of its messages, though many were asked about again."""
     address = f"unix:{tmp_path}/sock"
     chance = random.Random(ROUNDS)
-    policyd = Policyd(tmp_path, policy(address, limits=["100000000 messages per 1d"]))
-    policyd.start()
-    customers = [Customer(address, number) for number in range(CONNECTIONS)]
-    stop = threading.Event()
-    failures: list[BaseException] = []
+    with Policyd(tmp_path, policy(address, limits=["100000000 messages per 1d"])) as policyd:
+        customers = [Customer(address, number) for number in range(CONNECTIONS)]
+        stop = threading.Event()
+        failures: list[BaseException] = []
 
-    def load() -> None:
+        def load() -> None:
+            try:
+                in_parallel([lambda one=one: one.send_until(stop) for one in customers])  # type: ignore[misc]
+            except BaseException as failure:  # noqa: BLE001  # raised below
+                failures.append(failure)
+
+        loader = threading.Thread(target=load, daemon=True)
+        loader.start()
+        times: list[float] = []
         try:
-            in_parallel([lambda one=one: one.send_until(stop) for one in customers])  # type: ignore[misc]
-        except BaseException as failure:  # noqa: BLE001  # raised below
-            failures.append(failure)
-
-    loader = threading.Thread(target=load, daemon=True)
-    loader.start()
-    times: list[float] = []
-    try:
-        for _ in range(ROUNDS):
-            had = sum(len(one.acknowledged) for one in customers)
-            wanted = had + chance.randrange(1, 600)
-            wait_for(
-                lambda: failures or sum(len(one.acknowledged) for one in customers) >= wanted,  # noqa: B023
-                policyd.told,
-            )
-            policyd.kill()
-            before = [list(one.acknowledged) for one in customers]
-            begun = time.monotonic()
-            policyd.start(wait=False)
-            times.append(_first_answer(address) - begun)
-            assert policyd.query("PRAGMA integrity_check") == [("ok",)]
-            known = {row[0] for row in policyd.query("SELECT instance FROM decision")}
-            lost = [each for of_one in before for each in of_one if each not in known]
-            assert not lost, f"{len(lost)} acknowledged decisions lost"
-            assert not failures, failures
-    finally:
-        stop.set()
-        loader.join()
-    assert not failures, failures
-    with_answers = sum(len(one.acknowledged) for one in customers)
-    repeats = policyd.query("SELECT count(*) FROM decision WHERE mark = 'repeat'")[0][0]
-    for user in sorted({one.user for one in customers}):
-        sent = sum(len(one.acknowledged) for one in customers if one.user == user)
-        assert policyd.used(user, "messages") == sent
-    times.sort()
-    print(
-        f"{ROUNDS} times kill -9, {CONNECTIONS} connections: {with_answers} messages acknowledged, "
-        f"{sum(one.again for one in customers)} times asked again, {repeats} of them were counted already; "
-        f"answering again: median {times[len(times) // 2]:.2f} s, worst {times[-1]:.2f} s, "
-        f"{sum(each > SOON for each in times)} times more than {SOON:g} s"
-    )
-    assert times[len(times) // 2] < SOON, times
-    policyd.stop()
-    assert "Traceback" not in policyd.told()
+            for _ in range(ROUNDS):
+                had = sum(len(one.acknowledged) for one in customers)
+                wanted = had + chance.randrange(1, 600)
+                wait_for(
+                    lambda: failures or sum(len(one.acknowledged) for one in customers) >= wanted,  # noqa: B023
+                    policyd.told,
+                )
+                policyd.kill()
+                before = [list(one.acknowledged) for one in customers]
+                begun = time.monotonic()
+                policyd.start(wait=False)
+                times.append(_first_answer(address) - begun)
+                assert policyd.query("PRAGMA integrity_check") == [("ok",)]
+                known = {row[0] for row in policyd.query("SELECT instance FROM decision")}
+                lost = [each for of_one in before for each in of_one if each not in known]
+                assert not lost, f"{len(lost)} acknowledged decisions lost"
+                assert not failures, failures
+        finally:
+            stop.set()
+            loader.join()
+        assert not failures, failures
+        with_answers = sum(len(one.acknowledged) for one in customers)
+        repeats = policyd.query("SELECT count(*) FROM decision WHERE mark = 'repeat'")[0][0]
+        for user in sorted({one.user for one in customers}):
+            sent = sum(len(one.acknowledged) for one in customers if one.user == user)
+            assert policyd.used(user, "messages") == sent
+        times.sort()
+        print(
+            f"{ROUNDS} times kill -9, {CONNECTIONS} connections: {with_answers} messages acknowledged, "
+            f"{sum(one.again for one in customers)} times asked again, {repeats} of them were counted already; "
+            f"answering again: median {times[len(times) // 2]:.2f} s, worst {times[-1]:.2f} s, "
+            f"{sum(each > SOON for each in times)} times more than {SOON:g} s"
+        )
+        assert times[len(times) // 2] < SOON, times
+        assert "Traceback" not in policyd.told()
 
 
 def _first_answer(address: str) -> float:

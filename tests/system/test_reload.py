@@ -150,58 +150,57 @@ def test_sigterm_under_load(tmp_path: Path) -> None:
     of the answers, and nothing left to recover."""
     address = f"unix:{tmp_path}/sock"
     policyd = Policyd(tmp_path, policy(address, limits=["1000000 messages per 1d"]))
-    policyd.start()
-    customers = [Customer(address, number) for number in range(20)]
-    stop = threading.Event()
+    with policyd:
+        customers = [Customer(address, number) for number in range(20)]
+        stop = threading.Event()
 
-    def end() -> None:
-        try:
-            for _ in range(5):
-                had = sum(len(one.acknowledged) for one in customers)
-                wait_for(
-                    lambda had=had: sum(len(one.acknowledged) for one in customers) > had + 200,  # type: ignore[misc]
-                    policyd.told,
-                )
-                policyd.stop()
-                assert not Path(f"{policyd.database}-wal").exists()
-                assert policyd.told().splitlines()[-1] == "INFO policyd: policyd ended"
-                known = {row[0] for row in policyd.query("SELECT instance FROM decision")}
-                assert {each for one in customers for each in one.acknowledged} <= known
-                policyd.start()
-        finally:
-            stop.set()
+        def end() -> None:
+            try:
+                for _ in range(5):
+                    had = sum(len(one.acknowledged) for one in customers)
+                    wait_for(
+                        lambda had=had: sum(len(one.acknowledged) for one in customers) > had + 200,  # type: ignore[misc]
+                        policyd.told,
+                    )
+                    policyd.stop()
+                    assert not Path(f"{policyd.database}-wal").exists()
+                    assert policyd.told().splitlines()[-1] == "INFO policyd: policyd ended"
+                    known = {row[0] for row in policyd.query("SELECT instance FROM decision")}
+                    assert {each for one in customers for each in one.acknowledged} <= known
+                    policyd.start()
+            finally:
+                stop.set()
 
-    in_parallel([end, *[lambda one=one: one.send_until(stop) for one in customers]])  # type: ignore[misc]
-    for user in sorted({one.user for one in customers}):
-        assert policyd.used(user, "messages") == sum(
-            len(one.acknowledged) for one in customers if one.user == user
-        )
-    policyd.stop()
-    assert "Traceback" not in policyd.told()
+        in_parallel([end, *[lambda one=one: one.send_until(stop) for one in customers]])  # type: ignore[misc]
+        for user in sorted({one.user for one in customers}):
+            assert policyd.used(user, "messages") == sum(
+                len(one.acknowledged) for one in customers if one.user == user
+            )
+        assert "Traceback" not in policyd.told()
 
 
 def test_sigterm_answers_what_was_asked(tmp_path: Path) -> None:
     """A request that policyd has read is answered before it ends, and is in the database."""
     address = f"unix:{tmp_path}/sock"
     policyd = Policyd(tmp_path, policy(address, limits=["1000000 messages per 1d"]))
-    policyd.start()
-    askers = [Asker(address) for _ in range(50)]
-    for asker in askers:
-        asker.ask()
-    instances = [new_instance() for _ in askers]
-    for asker, instance in zip(askers, instances, strict=True):
-        asker.send(request(instance=instance))
-    policyd.stop()
-    answered = []
-    for asker, instance in zip(askers, instances, strict=True):
-        try:
-            assert asker.answer() == "DUNNO"
-            answered.append(instance)
-        except EOFError as end:
-            assert end.args == (b"",)  # noqa: PT017  # never half an answer
-        asker.sock.close()
-    rows = {row[0] for row in policyd.query("SELECT instance FROM decision")} & set(instances)
-    assert set(answered) == rows, "decided and not told, or told and not written"
+    with policyd:
+        askers = [Asker(address) for _ in range(50)]
+        for asker in askers:
+            asker.ask()
+        instances = [new_instance() for _ in askers]
+        for asker, instance in zip(askers, instances, strict=True):
+            asker.send(request(instance=instance))
+        policyd.stop()
+        answered = []
+        for asker, instance in zip(askers, instances, strict=True):
+            try:
+                assert asker.answer() == "DUNNO"
+                answered.append(instance)
+            except EOFError as end:
+                assert end.args == (b"",)  # noqa: PT017  # never half an answer
+            asker.sock.close()
+        rows = {row[0] for row in policyd.query("SELECT instance FROM decision")} & set(instances)
+        assert set(answered) == rows, "decided and not told, or told and not written"
 
 
 def test_counts_survive_a_restart(tmp_path: Path) -> None:
