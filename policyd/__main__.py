@@ -73,7 +73,7 @@ def _run(service: Any, loop: asyncio.AbstractEventLoop, reactor: Any) -> int:
     # What is alive now lives to the end: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(100_000, 50, 100)
     reactor.callWhenRunning(lambda: loop.create_task(start()).add_done_callback(started))
     reactor.addSystemEventTrigger("before", "shutdown", stop)
     reactor.run()

@@ -214,18 +214,7 @@ def text_line(decision: Decision) -> str:
             f"client={request.client_address} sender=<{request.sender}> recipient=<{request.recipient}> "
             f"rcpts={request.recipient_count} size={request.size} action={settled.answer.verb} policy={policy} us={micros}"
         )
-        # Nothing in it needs escaping if each blank and each "=" is one of ours, and no value is empty.
-        if (
-            line.isascii()
-            and line.isprintable()
-            and line.count(" ") == 15
-            and line.count("=") == 15
-            and "= " not in line
-            and "<>" not in line
-            and line.count("<") == line.count(">") == 2
-            and '"' not in line
-            and "\\" not in line
-        ):
+        if _PLAIN_LINE.fullmatch(line):
             return line
     parts = [f"{_time(wall_at)} id={identifier} verdict={settled.verdict} check={settled.by or '-'}"]
     if settled.ref:
@@ -297,6 +286,16 @@ def json_line(decision: Decision) -> str:
 #: What stands for itself as a value, and as an address within ``<>``.
 _PLAIN = re.compile(r"[A-Za-z0-9!#$%&'()*+,./:;<>?@\[\]^_`{|}~-]+", re.ASCII)
 _ADDRESS = re.compile(r"[A-Za-z0-9!#$%&'()*+,./:;=?@\[\]^_`{|}~-]*", re.ASCII)
+
+
+#: A line whose values all stand for themselves.
+_PLAIN_LINE = re.compile(
+    r"[0-9TZ:.-]+ id=\d+ verdict=[a-z]+ check=[a-z0-9-]+ stage=[A-Z-]+ instance=V queue_id=V user=V client=V "
+    r"sender=<A> recipient=<A> rcpts=\d+ size=\d+ action=[A-Z_]+ policy=[0-9a-f]* us=-?\d+".replace(
+        "V", r"[A-Za-z0-9!#$%&'()*+,./:;<>?@\[\]^_`{|}~-]+"
+    ).replace("A>", r"[A-Za-z0-9!#$%&'()*+,./:;?@\[\]^_`{|}~-]+>"),
+    re.ASCII,
+)
 
 
 def _value(text: str, plain: re.Pattern[str] = _PLAIN) -> str:

@@ -71,6 +71,7 @@ class Desk:
         self.deadline = 5.0
         self.fail: Mapping[str, str] = {"submission": "defer", "mx": "dunno"}
         self.answered = 0
+        self._undecided = 0
         self.stages = StageWatch(engine.rules)
         self.waiting: set[Case] = set()
         self._writer = writer
@@ -134,6 +135,17 @@ class Desk:
         verb, text = _FAIL_TEXTS[kind]
         return make_answer(verb, text + ref)
 
+    def undecided(self, request: Request, answer: Answer) -> None:
+        """Tell of an answer without a decision: the 1st, 2nd, 4th, ... of them, since one trouble makes many."""
+        self._undecided += 1
+        if self._undecided & (self._undecided - 1) == 0:
+            log.warning(
+                "no decision in time on instance %r; answered %s (%d so far)",
+                request.instance,
+                answer,
+                self._undecided,
+            )
+
     def _stale(self) -> None:
         self._steering = None
 
@@ -182,13 +194,15 @@ class Case:
 
     def settled(self, operation: Operation, decision: Decision | None) -> None:
         """The writer has decided, or could not."""
+        # Nothing points back from here on: what is done with is freed at once, not by the collector.
+        self.operation = None
         if self._reply is None:
             if decision is not None and operation.forced is not None and operation.previous is None:
                 self._correct(operation, decision)
             return
         if decision is None:
             answer = self._desk.failing(self.request, operation.proposal)
-            log.warning("no decision on instance %r; answered %s", self.request.instance, answer)
+            self._desk.undecided(self.request, answer)
         else:
             answer = decision.settled.answer
         self._answer(answer)
@@ -210,7 +224,7 @@ class Case:
             self._desk.submit(self.operation)
         else:
             self.operation.forced = answer
-        log.warning("deadline: instance %r answered %s", self.request.instance, answer)
+        self._desk.undecided(self.request, answer)
         self._answer(answer)
 
     def _answer(self, answer: Answer) -> None:

@@ -77,8 +77,8 @@ class Engine:
             mode = effective_mode(rule, paused, steering, now) if steering.modes else rule.mode
             if mode == OFF:
                 continue
-            error = ""
             opinion: Opinion | None
+            error = ""
             try:
                 opinion = await rule.check.check(request, now, steering)
                 answer = DUNNO if opinion is None else opinion.answer
@@ -91,7 +91,7 @@ class Engine:
             after = stopwatch()
             heard.append(Heard(rule.name, mode, opinion, (after - before) // 1000, error))
             before = after
-            if opinion is None or mode != ENFORCE:
+            if opinion is None or mode != ENFORCE or (answer is DUNNO and not opinion.final):
                 continue
             if answer.strength > strongest.strength:
                 # Postfix ignores a header at END-OF-MESSAGE, with a warning (access(5)).

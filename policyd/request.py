@@ -6,8 +6,10 @@ Attribute names and meanings: Postfix SMTPD_POLICY_README. :class:`Site` turns a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from operator import itemgetter
 from typing import NamedTuple
 
 from policyd.match import NetworkSet, address_key, client_key, domain_of, fold
@@ -92,11 +94,55 @@ class Request(NamedTuple):
         return client_key(self.client_address)
 
 
+#: The attributes that are kept, in the order in which :meth:`Site.request` takes them.
+_KEPT = (
+    "protocol_state",
+    "instance",
+    "queue_id",
+    "stress",
+    "sender",
+    "recipient",
+    "recipient_count",
+    "size",
+    "client_address",
+    "client_name",
+    "reverse_client_name",
+    "helo_name",
+    "sasl_method",
+    "sasl_username",
+    "policy_context",
+    "ccert_subject",
+)
+_ABSENT = dict.fromkeys(_KEPT, "")
+_PICK: Callable[[Mapping[str, str]], tuple[str, ...]] = itemgetter(*_KEPT)
+
+#: Longest text whose canonical form is remembered: with it, a peer that sends ever new ones gets no further than 5 MB.
+_REMEMBERED = 256
+
+
+@lru_cache(maxsize=4096)
 def number(text: str) -> int:
     """A count that Postfix sent; what is no number counts as 0, what is too large as 2^53."""
     if not (text.isascii() and text.isdigit()):
         return 0
     return min(int(text), MAX_AMOUNT) if len(text) <= 16 else MAX_AMOUNT
+
+
+def parsed_address(text: str) -> tuple[str, str]:
+    """The canonical form of an address, and of its domain."""
+    return _parsed_address(text) if len(text) <= _REMEMBERED else _parsed_address.__wrapped__(text)
+
+
+@lru_cache(maxsize=4096)
+def _parsed_address(text: str) -> tuple[str, str]:
+    key = address_key(text)
+    return key, domain_of(key)
+
+
+@lru_cache(maxsize=4096)
+def _login(name: str, default_domain: str) -> str:
+    name = address_key(name.strip())
+    return f"{name}@{default_domain}" if name and "@" not in name and default_domain else name
 
 
 @dataclass(frozen=True)
@@ -115,31 +161,50 @@ class Site:
 
     def login(self, name: str) -> str:
         """The canonical form of a SASL login: lower case, NFC, with the default domain when it has none."""
-        name = address_key(name.strip())
-        return f"{name}@{self.default_domain}" if name and "@" not in name and self.default_domain else name
+        return _login(name, self.default_domain)
 
     def request(
         self, attributes: Mapping[str, str], listener: str = "", listener_direction: str = ""
     ) -> Request:
         """The :class:`Request` that ``attributes`` describe, received on the listener labelled ``listener``."""
-        get = attributes.get
-        client_address = get("client_address", "")
-        sasl_method = get("sasl_method", "")
-        sasl_username = get("sasl_username", "")[:MAX_KEPT]
-        context = get("policy_context", "")
+        given = _PICK({**_ABSENT, **attributes})
+        sender, recipient = given[4], given[5]
+        # Taken before anything is cut: a local part of 600 octets must not hide the domain behind it.
+        sender_key, sender_domain = parsed_address(sender)
+        recipient_key, recipient_domain = parsed_address(recipient)
+        if max(map(len, given)) > MAX_KEPT:
+            given = tuple([value[:MAX_KEPT] for value in given])
+            sender_key, sender_domain = sender_key[:MAX_KEPT], sender_domain[:MAX_KEPT]
+            recipient_key, recipient_domain = recipient_key[:MAX_KEPT], recipient_domain[:MAX_KEPT]
+        (
+            stage,
+            instance,
+            queue_id,
+            stress,
+            sender,
+            recipient,
+            recipient_count,
+            size,
+            client_address,
+            client_name,
+            reverse_client_name,
+            helo_name,
+            sasl_method,
+            sasl_username,
+            context,
+            subject,
+        ) = given
         account = ""
         # Without a method the name is not authenticated: anybody who reaches the socket could claim it.
         if sasl_method and sasl_username:
-            direction, account = (
-                SUBMISSION,
-                self.login(sasl_username) or "client:" + client_key(client_address),
-            )
-        elif get("ccert_subject"):
+            direction = SUBMISSION
+            account = _login(sasl_username, self.default_domain) or "client:" + client_key(client_address)
+        elif subject:
             # Postfix sends the subject only for a verified certificate; the fingerprint it sends always.
             direction = SUBMISSION
-            account = "cert:" + fold(
-                (get("ccert_pubkey_fingerprint") or get("ccert_fingerprint") or "")[:MAX_KEPT]
-            )
+            get = attributes.get
+            fingerprint = get("ccert_pubkey_fingerprint") or get("ccert_fingerprint") or ""
+            account = "cert:" + fold(fingerprint[:MAX_KEPT])
         elif (
             context in self.submission_contexts
             or listener_direction == SUBMISSION
@@ -148,35 +213,31 @@ class Site:
             direction, account = SUBMISSION, "client:" + (client_key(client_address) or "unknown")
         else:
             direction = MX
-        sender, recipient = get("sender", ""), get("recipient", "")
-        sender_key, recipient_key = address_key(sender), address_key(recipient)
-        # Taken before anything is cut: a local part of 600 octets must not hide the domain behind it.
-        sender_domain = domain_of(sender_key)[:MAX_KEPT]
-        recipient_domain = domain_of(recipient_key)[:MAX_KEPT]
+        domains = self.domains
         return Request(
-            get("protocol_state", "")[:32],
+            stage[:32],
             direction,
             account,
             listener,
-            get("instance", "")[:MAX_KEPT],
-            get("queue_id", "")[:MAX_KEPT],
-            sender[:MAX_KEPT],
-            recipient[:MAX_KEPT],
-            number(get("recipient_count", "")),
-            number(get("size", "")),
-            client_address[:MAX_KEPT],
-            get("client_name", "")[:MAX_KEPT],
-            get("reverse_client_name", "")[:MAX_KEPT],
-            get("helo_name", "")[:MAX_KEPT],
-            sasl_method[:MAX_KEPT],
+            instance,
+            queue_id,
+            sender,
+            recipient,
+            number(recipient_count),
+            number(size),
+            client_address,
+            client_name,
+            reverse_client_name,
+            helo_name,
+            sasl_method,
             sasl_username,
-            context[:MAX_KEPT],
-            get("stress", "") == "yes",
-            sender_key[:MAX_KEPT],
+            context,
+            stress == "yes",
+            sender_key,
             sender_domain,
-            recipient_key[:MAX_KEPT],
+            recipient_key,
             recipient_domain,
             direction == SUBMISSION
-            and (not sender_key or sender_domain in self.domains)
-            and recipient_domain in self.domains,
+            and recipient_domain in domains
+            and (not sender_key or sender_domain in domains),
         )

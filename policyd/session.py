@@ -135,7 +135,7 @@ class Session:
         if self._closing or not self._writable:
             return
         try:
-            attributes = None if self._broken else self._parser.next_request()
+            attributes = None if self._broken or not self._parser.pending else self._parser.next_request()
         except ProtocolError as error:
             self._broken = str(error)
             attributes = None

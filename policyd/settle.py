@@ -16,7 +16,7 @@ from functools import lru_cache
 from json.encoder import encode_basestring as json_text
 from typing import NamedTuple, Protocol
 
-from policyd.answer import DUNNO, HOLD, MAX_TEXT_BYTES, REFUSE, Answer, clip, escape, make_answer
+from policyd.answer import DUNNO, HOLD, MAX_TEXT_BYTES, PASS, REFUSE, Answer, clip, escape, make_answer
 from policyd.decision import DEADLINE, HELD, LATE, PASSED, REFUSED, REPEAT, Earlier, Settled
 from policyd.match import domain_of, fold
 from policyd.opinion import ENFORCE, CounterKey, Heard, Proposal, Quota
@@ -28,6 +28,7 @@ from policyd.window import Counter, slot_width
 
 #: Stands for the reference in what was never sent.
 NO_REF = "-----"
+EMPTY = '""'
 
 
 class State(Protocol):
@@ -52,7 +53,7 @@ class State(Protocol):
 
 
 class Trial(NamedTuple):
-    """One limit tested: what was in the window before, what the message adds, and whether it fits."""
+    """A limit that the message does not fit: what was in the window before, and what the message adds."""
 
     limit: Limit
     #: The limit with the grants in force.
@@ -60,7 +61,6 @@ class Trial(NamedTuple):
     key: CounterKey
     used: int
     amount: int
-    fits: bool
 
     @property
     def alone(self) -> bool:
@@ -72,8 +72,8 @@ class Trials(NamedTuple):
     """A quota check's tests, what it would count, and the answer it gives: ``None`` when everything fits."""
 
     heard: Heard
-    quota: Quota
-    trials: list[Trial]
+    #: The numbers of each limit tested, as JSON.
+    numbers: list[str]
     charges: list[tuple[CounterKey, tuple[int, ...], int]]
     worst: Trial | None
     answer: Answer | None
@@ -123,7 +123,7 @@ def settle(
     would: list[str] = []
     banned = False
     trials: list[Trials] = []
-    testing = forced is None and not passed_before and answer.strength != REFUSE
+    testing = forced is None and not passed_before and (answer is DUNNO or answer.strength != REFUSE)
     for heard in proposal.heard:
         opinion = heard.opinion
         if opinion is None:
@@ -149,7 +149,7 @@ def settle(
         return Settled(
             answer, earlier.verdict, earlier.by, "asked again", None, "", detail, earlier.charges, REPEAT
         )
-    elif answer.strength != REFUSE and trials:
+    elif testing and not banned:
         for trial in trials:
             verdict = trial.answer
             if verdict is None:
@@ -160,7 +160,8 @@ def settle(
                 answer, by, reason = verdict, trial.heard.check, _reason(trial)
 
     charges: dict[CounterKey, tuple[tuple[int, ...], int]] = {}
-    if answer.strength == REFUSE:
+    strength = PASS if answer is DUNNO else answer.strength
+    if strength == REFUSE:
         if passed_before and earlier is not None:
             for scope, value, unit, amount in json.loads(earlier.charges or "[]"):
                 state.charge(CounterKey(scope, value, unit), (), -amount, earlier.at)
@@ -175,7 +176,6 @@ def settle(
                 charges[key] = (widths if known is None else tuple({*known[0], *widths}), amount)
         for key, (widths, amount) in charges.items():
             state.charge(key, widths, amount, now)
-    strength = answer.strength
     return Settled(
         answer,
         REFUSED if strength == REFUSE else HELD if strength == HOLD else PASSED,
@@ -247,9 +247,10 @@ def _try(
     testing: bool,
 ) -> Trials:
     """Test all limits of one quota check (with ``testing``), and say what it would count."""
-    trials: list[Trial] = []
+    numbers: list[str] = []
     charges: list[tuple[CounterKey, tuple[int, ...], int]] = []
     worst: Trial | None = None
+    twice = True
     amounts = _amounts(request, quota, state)
     scope, value, grants = quota.scope, quota.value, quota.grants
     for unit, name, limits, widths in counted(quota.limits, quota.external is not None) if amounts else ():
@@ -260,33 +261,38 @@ def _try(
         if not testing:
             continue
         counter = state.counter(key)
+        every = counter.all
         granted = grants.get(unit, 0) if grants else 0
-        if counter.all and not counter.all.keys() >= set(widths):
-            # A width that is new is filled from the others now, not anew at each refusal with a later time.
-            state.charge(key, widths, 0, now)
         for limit, width in limits:
-            used = counter.peek(width, now).used(limit.window, now)
+            if every and width not in every:
+                # A width that is new is filled from the others now, not anew at each refusal with a later time.
+                state.charge(key, widths, 0, now)
+                every = counter.all
+            used = every[width].used(limit.window, now) if every else 0
             allowed = limit.amount + granted
-            trial = Trial(limit, allowed, key, used, amount, used + amount <= allowed)
-            trials.append(trial)
-            if not trial.fits and amount and (worst is None or (trial.alone and not worst.alone)):
-                worst = trial
-    answer = None
-    if worst is not None:
-        answer = _breach(quota, trials, worst, now, state, local_time)
-    return Trials(heard, quota, trials, charges, worst, answer)
+            fits = used + amount <= allowed
+            numbers.append(
+                f'["{heard.check}","{scope}",{json_text(value)},"{name}",'
+                f"{limit.window},{allowed},{used},{amount},{fits:d}]"
+            )
+            if not fits and amount:
+                twice = twice and used + amount <= 2 * allowed
+                if worst is None or (amount > allowed and not worst.alone):
+                    worst = Trial(limit, allowed, key, used, amount)
+    answer = _breach(quota, worst, twice, now, state, local_time) if worst is not None else None
+    return Trials(heard, numbers, charges, worst, answer)
 
 
 def _breach(
     quota: Quota,
-    trials: list[Trial],
     worst: Trial,
+    twice: bool,
     now: int,
     state: State,
     local_time: Callable[[int], str],
 ) -> Answer | None:
     if quota.on_breach == "hold" and not worst.alone:
-        if all(trial.used + trial.amount <= 2 * trial.allowed for trial in trials):
+        if twice:
             return make_answer("HOLD", "sending limit reached") if quota.counts else None
     counter = state.counter(worst.key)
     room_at = counter.room_at(worst.limit.window, now, worst.used + worst.amount - worst.allowed)
@@ -336,27 +342,19 @@ def _detail(heard: Sequence[Heard], tried: Sequence[Trials]) -> str:
     """
     checks = []
     for name, mode, opinion, micros, error in heard:
-        if opinion is not None and not opinion.reason and not error:
-            outcome = (
-                "limits" if opinion.quota is not None else "final" if opinion.final else opinion.answer.verb
-            )
-            checks.append(f'["{name}","{mode}","{outcome}",{micros},""]')
-        elif error:
-            checks.append(f'["{name}","{mode}","failed",{micros},{json_text(error[:200])}]')
+        reason = EMPTY
+        if error:
+            outcome, reason = "failed", json_text(error[:200])
         elif opinion is None:
-            checks.append(f'["{name}","{mode}","-",{micros},""]')
+            outcome = "-"
         else:
-            outcome = (
-                "final" if opinion.final else "limits" if opinion.quota is not None else opinion.answer.verb
-            )
-            checks.append(f'["{name}","{mode}","{outcome}",{micros},{json_text(opinion.reason)}]')
-    limits = [
-        f'["{t.heard.check}","{key.scope}",{json_text(key.value)},"{key.unit}",'
-        f"{limit.window},{allowed},{used},{amount},{fits:d}]"
-        for t in tried
-        for limit, allowed, key, used, amount, fits in t.trials
-    ]
-    return f'{{"checks":[{",".join(checks)}],"limits":[{",".join(limits)}]}}'
+            answer, text, final, quota, _ = opinion
+            outcome = "limits" if quota is not None else "final" if final else answer.verb
+            if text:
+                reason = json_text(text)
+        checks.append(f'["{name}","{mode}","{outcome}",{micros},{reason}]')
+    limits = ",".join([",".join(trial.numbers) for trial in tried if trial.numbers])
+    return f'{{"checks":[{",".join(checks)}],"limits":[{limits}]}}'
 
 
 def fill_ref(text: str, ref: str) -> str:

@@ -20,6 +20,8 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left
 from collections.abc import Iterable
+from functools import lru_cache
+from itertools import chain
 
 from policyd.units import DAY, HOUR, MAX_AMOUNT, MINUTE, SECOND
 
@@ -50,9 +52,13 @@ SLOTS = 61
 
 _FORMAT = 1
 _HEAD = struct.Struct("<BB")
-#: Per series: width, asked, index of the first slot, number of cells, whether amounts take eight octets.
-_WIDE = 1 << 32
-_SERIES = struct.Struct("<QQQB?")
+#: Per series: width, asked, number of cells; then the cells, each the index of a slot and its amount.
+_SERIES = struct.Struct("<QQB")
+
+
+@lru_cache(maxsize=SLOTS + 1)
+def _packer(cells: int) -> struct.Struct:
+    return struct.Struct(f"<QQB{2 * cells}Q")
 
 
 def slot_width(window: int) -> int:
@@ -103,7 +109,8 @@ class Series:
         """Count ``amount`` (negative: take back) at ledger time ``at``; a slot stays within 0 and 2^53."""
         slot = at // self.width
         cells = self.cells
-        cells[slot] = min(MAX_AMOUNT, max(0, cells.get(slot, 0) + amount))
+        total = cells.get(slot, 0) + amount
+        cells[slot] = total if 0 <= total <= MAX_AMOUNT else 0 if total < 0 else MAX_AMOUNT
         if len(cells) > SLOTS:
             # What lies before the span of the newest slot can never be asked for again.
             oldest = max(cells) - SLOTS + 1
@@ -156,17 +163,23 @@ class Counter:
         """Count in every series, so that each stays complete, and drop those nobody asked for in their whole span."""
         stale = False
         for series in self.all.values():
+            if at != series.asked and at - series.asked > series.width * SLOTS:
+                stale = True
             series.add(amount, at)
-            stale = stale or at - series.asked > series.width * SLOTS
         if stale:
             self.all = {
                 width: series for width, series in self.all.items() if at - series.asked <= series.span
             }
 
     def charge(self, widths: Iterable[int], amount: int, at: int) -> None:
-        """Count, in series of ``widths`` among others."""
+        """Count, in series of ``widths`` among others: :meth:`ask` for each, then :meth:`add`."""
+        every = self.all
         for width in widths:
-            self.ask(width, at)
+            series = every.get(width)
+            if series is None:
+                every[width] = self._derived(width, at)
+            else:
+                series.asked = at
         self.add(amount, at)
 
     def expires(self, now: int) -> int:
@@ -214,16 +227,14 @@ class Counter:
         out = [_HEAD.pack(_FORMAT, len(self.all))]
         for series in self.all.values():
             cells = series.cells
-            slots = list(cells)
-            first = max(0, max(slots, default=0) - SLOTS + 1)
-            if slots and min(slots) < first:
-                cells = {slot: amount for slot, amount in cells.items() if slot >= first}
-                slots = list(cells)
-            amounts = cells.values()
-            wide = bool(slots) and max(amounts) >= _WIDE
-            out.append(_SERIES.pack(series.width, series.asked, first, len(slots), wide))
-            out.append(bytes([slot - first for slot in slots]))
-            out.append(struct.pack(f"<{len(slots)}{'Q' if wide else 'I'}", *amounts))
+            if len(cells) > 1:
+                oldest = max(cells) - SLOTS + 1
+                if min(cells) < oldest:
+                    cells = {slot: amount for slot, amount in cells.items() if slot >= oldest}
+            count = len(cells)
+            out.append(
+                _packer(count).pack(series.width, series.asked, count, *chain.from_iterable(cells.items()))
+            )
         return b"".join(out)
 
     @classmethod
@@ -235,22 +246,19 @@ class Counter:
                 raise ValueError(f"a counter of format {form}, this policyd reads format {_FORMAT}")
             at, all_series = _HEAD.size, {}
             for _ in range(count):
-                width, asked, first, cells, wide = _SERIES.unpack_from(blob, at)
+                width, asked, cells = _SERIES.unpack_from(blob, at)
                 at += _SERIES.size
-                slots = blob[at : at + cells]
-                at += cells
-                amounts = struct.unpack_from(f"<{cells}{'Q' if wide else 'I'}", blob, at)
-                at += cells * (8 if wide else 4)
+                flat = struct.unpack_from(f"<{2 * cells}Q", blob, at)
+                at += 16 * cells
+                slots = flat[::2]
                 if (
                     width not in LADDER
-                    or len(slots) != cells
-                    or max(slots, default=0) >= SLOTS
-                    or first * width > MAX_AMOUNT
+                    or cells > SLOTS
+                    or max(slots, default=0) - min(slots, default=0) >= SLOTS
+                    or max(slots, default=0) * width > MAX_AMOUNT
                 ):
                     raise ValueError("a damaged counter: no such series")
-                all_series[width] = Series(
-                    width, asked, {first + slot: n for slot, n in zip(slots, amounts, strict=True)}
-                )
+                all_series[width] = Series(width, asked, dict(zip(slots, flat[1::2], strict=True)))
         except struct.error as error:
             raise ValueError(f"a damaged counter: {error}") from None
         if at != len(blob):

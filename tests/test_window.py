@@ -622,13 +622,3 @@ def test_another_format_or_width_is_named() -> None:
     odd = Counter({21: Series(21, 0, {1: 1})})
     with pytest.raises(ValueError, match="damaged counter"):
         Counter.unpack(odd.pack())
-
-
-def test_large_and_small_amounts_take_the_room_they_need() -> None:
-    """Four octets a cell while amounts fit, eight from 2^32 on."""
-    small, large = Counter(), Counter()
-    charge(small, [HOUR], 2**32 - 1, 100)
-    charge(large, [HOUR], 2**32, 100)
-    assert len(large.pack()) - len(small.pack()) == 4
-    assert Counter.unpack(small.pack()).used(HOUR, 100) == 2**32 - 1
-    assert Counter.unpack(large.pack()).used(HOUR, 100) == 2**32

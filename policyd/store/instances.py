@@ -34,7 +34,7 @@ class Instances:
     """The decisions of each transaction, as far as they matter to a later request."""
 
     def __init__(self) -> None:
-        self._held: dict[str, list[Earlier]] = {}
+        self._held: dict[str, list[Decision | Earlier]] = {}
         self._decisions = 0
         self._turned = 0
         self._new = bytearray(BITS // 8)
@@ -47,7 +47,11 @@ class Instances:
     def of(self, request: Request) -> list[Earlier]:
         """The decisions of the request's transaction on its listener, oldest first."""
         held = self._held.get(request.instance)
-        return [earlier for earlier in held if earlier.listener == request.listener] if held else []
+        if not held:
+            return []
+        known = [_earlier(each) if isinstance(each, Decision) else each for each in held]
+        held[:] = known
+        return [earlier for earlier in known if earlier.listener == request.listener]
 
     def unread(self, requests: Iterable[Request]) -> list[str]:
         """The transactions of ``requests`` that have to be read; the others are known, or certainly new."""
@@ -92,27 +96,15 @@ class Instances:
 
     def add(self, decision: Decision) -> None:
         """A request was decided."""
-        request, settled, answer = decision.request, decision.settled, decision.settled.answer
-        instance = request.instance
+        instance = decision.request.instance
         bit = hash(instance) & (BITS - 1)
         self._new[bit >> 3] |= 1 << (bit & 7)
         self._decisions += 1
-        earlier = Earlier(
-            decision.id,
-            decision.at,
-            request.listener,
-            request.stage,
-            request.recipient,
-            settled.verdict,
-            f"{answer.verb} {answer.text}" if answer.text else answer.verb,
-            settled.by,
-            settled.charges,
-        )
         held = self._held.get(instance)
         if held is None:
-            self._held[instance] = [earlier]
+            self._held[instance] = [decision]
         else:
-            held.append(earlier)
+            held.append(decision)
 
     def forget(self, decision: Decision) -> None:
         """A decision did not come about: its batch is decided again."""
@@ -154,6 +146,21 @@ class Instances:
             return True
         self.complete = True
         return False
+
+
+def _earlier(decision: Decision) -> Earlier:
+    request, settled = decision.request, decision.settled
+    return Earlier(
+        decision.id,
+        decision.at,
+        request.listener,
+        request.stage,
+        request.recipient,
+        settled.verdict,
+        str(settled.answer),
+        settled.by,
+        settled.charges,
+    )
 
 
 def earlier_of(held: Sequence[Earlier], request: Request, since: int) -> Earlier | None:

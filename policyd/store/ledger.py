@@ -250,6 +250,20 @@ class Ledger:
         earlier = self.earlier(operation.request) if operation.request.instance else None
         return earlier is not None and earlier.verdict != REFUSED
 
+    def refusal(self, operation: Operation) -> Decision | None:
+        """The decision if a ban refuses the request, else ``None``: nothing is counted, and nothing remembered."""
+        heard = tuple(
+            each for each in operation.proposal.heard if each.opinion is None or not each.opinion.quota
+        )
+        asking = Operation(
+            operation.request, operation.proposal._replace(heard=heard), operation.received, operation.done
+        )
+        (decision,) = self.decide([asking], MEMORY).decisions
+        if decision is not None and decision.settled.verdict != REFUSED:
+            self.instances.forget(decision)
+            return None
+        return decision
+
     def keep(self, batch: Batch) -> None:
         """Put a decided batch into the backlog."""
         self.backlog.decisions.extend(d for d in batch.decisions if d is not None and _bindable(_row(d)))

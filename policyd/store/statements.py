@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -25,7 +26,7 @@ def chunked(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 def flat(rows: Iterable[Iterable[object]]) -> list[object]:
     """All values of all rows, for one statement."""
-    return [value for row in rows for value in row]
+    return list(chain.from_iterable(rows))
 
 
 @lru_cache(maxsize=64)

@@ -95,8 +95,10 @@ class Writer:
         try:
             self.clock = LedgerClock(stored_base(connection))
             self._ledger = Ledger(connection, self.clock, self._settle, self._stopwatch, _report)
-            # From the first moment on, policyctl finds the ledger time that this daemon goes by.
-            self._ledger.save_time()
+            # From the first moment on, policyctl finds the ledger time that this daemon goes by; the next batch
+            # writes it too, so it can wait when somebody else is writing now.
+            with contextlib.suppress(sqlite3.OperationalError):
+                self._ledger.save_time()
         except sqlite3.Error as error:
             connection.close()
             raise connect.translate(error, self.path) from error
@@ -192,7 +194,7 @@ class Writer:
         decisions: list[Decision | None] = []
         for operation in operations:
             if _counts(operation) and room <= 0 and not self._ledger.passed_before(operation):
-                decisions.append(None)
+                decisions.append(self._ledger.refusal(operation))
                 continue
             batch = self._ledger.run_in_memory([operation])
             if room > 0:
