@@ -35,6 +35,8 @@ class Instances:
 
     def __init__(self) -> None:
         self._held: dict[str, list[Decision | Earlier]] = {}
+        #: Held ones of which the database may tell more: it could not be read when they came.
+        self._partial: set[str] = set()
         self._decisions = 0
         self._turned = 0
         self._new = bytearray(BITS // 8)
@@ -59,7 +61,7 @@ class Instances:
         held, new, old, complete = self._held, self._new, self._old, self.complete
         for request in requests:
             instance = request.instance
-            if instance and instance not in held:
+            if instance and (instance not in held or instance in self._partial):
                 bit = hash(instance) & (BITS - 1)
                 if not complete or (new[bit >> 3] | old[bit >> 3]) & (1 << (bit & 7)):
                     wanted[instance] = None
@@ -91,8 +93,15 @@ class Instances:
                 for instance, *row in rows:
                     found[instance].append(Earlier(*row))
         for instance, earlier in found.items():
-            self._held[instance] = sorted(earlier)
+            read = {each.id for each in earlier}
+            held = [each for each in self._held.get(instance, ()) if each.id not in read]
+            self._held[instance] = [*sorted(earlier), *held]
             self._decisions += len(earlier)
+            self._partial.discard(instance)
+
+    def unreadable(self, requests: Iterable[Request]) -> None:
+        """What the database knows of these could not be read; it has to be read later."""
+        self._partial.update(self.unread(requests))
 
     def add(self, decision: Decision) -> None:
         """A request was decided."""
@@ -119,6 +128,9 @@ class Instances:
         if len(self._held) > TRANSACTIONS + unwritten or self._decisions > DECISIONS + unwritten:
             for instance in list(self._held)[: max(1, (len(self._held) - unwritten) // 4)]:
                 self._decisions -= len(self._held.pop(instance))
+                self._partial.discard(instance)
+            if len(self._partial) > TRANSACTIONS + unwritten:
+                self._partial.clear()
         if now - self._turned > IDENTITY:
             if self._turned:
                 self._old, self._new = self._new, bytearray(BITS // 8)

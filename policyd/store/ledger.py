@@ -238,6 +238,7 @@ class Ledger:
         except sqlite3.Error:
             # What cannot be read counts as empty; what is not known cannot refuse.
             self._readable = False
+            self.instances.unreadable(operation.request for operation in operations)
         try:
             return self.decide(operations, MEMORY)
         finally:
@@ -269,6 +270,7 @@ class Ledger:
         self.backlog.decisions.extend(d for d in batch.decisions if d is not None and _bindable(_row(d)))
         self.backlog.charges.extend(charge for charge in batch.charges if _bindable(charge.key))
         self._dirty.clear()
+        self.instances.trim(self.clock.now(), len(self.backlog.decisions))
         if len(self._counters) > 2 * CACHED:
             unwritten = {charge.key for charge in self.backlog.charges}
             self._counters = {key: counter for key, counter in self._counters.items() if key in unwritten}

@@ -96,8 +96,11 @@ def migrate(connection: sqlite3.Connection, path: str) -> int:
 
 def backup(connection: sqlite3.Connection, target: str) -> None:
     """Copy the database to ``target``, unless that exists already."""
-    if Path(target).exists():
-        return
+    number = 1
+    wanted = target
+    while Path(target).exists():
+        number += 1
+        target = f"{wanted}.{number}"
     partial = Path(f"{target}.part")
     partial.unlink(missing_ok=True)
     # SQLite writes into an empty file, so the rights are those of the database: it holds who writes to whom.

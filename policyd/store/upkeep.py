@@ -55,6 +55,8 @@ class Upkeep:
         self._next_sweep = 0.0
         self._next_checkpoint = 0.0
         self._crowded = False
+        #: Partitions from which passed mail was taken out already.
+        self._refused_only: set[int] = set()
         #: Little is free on the file system, not only in the database.
         self._short = False
         self._alarmed = False
@@ -163,6 +165,8 @@ class Upkeep:
             return False
         connection = self._ledger.connection
         for partition in closed:
+            if partition.number in self._refused_only:
+                continue
             deleted = connection.execute(
                 f"DELETE FROM {partition.table} WHERE id IN "
                 f"(SELECT id FROM {partition.table} WHERE verdict = 'pass' LIMIT ?)",
@@ -171,6 +175,7 @@ class Upkeep:
             if deleted:
                 self._next_look = 0.0
                 return True
+            self._refused_only.add(partition.number)
         self._next_look = 0.0
         return self._drop(oldest)
 
