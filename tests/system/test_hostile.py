@@ -19,7 +19,7 @@ from tests.system.every_third import echo
 
 #: Mutated ones; with those of Hypothesis at least 200,000.
 MUTATED = 200_000
-ORDINARY = 32_000
+ORDINARY = 40_000
 GENERATED = 250  # examples of Hypothesis, each several requests
 STREAMS = 8
 CHECKS = "[[check]]\nuse = 'tests.system.every_third'\nname = 'echo'\nevery = 0\necho = 1\n"
