@@ -83,9 +83,12 @@ class Turn:
         self._lock.release()
 
     def give_way(self) -> None:
-        """Wait until the turn ends, if there is one; never for long."""
-        if self._taken and self._lock.acquire(timeout=0.05):
-            self._lock.release()
+        """Wait until the turn ends, if there is one; never for long, and for a turn that hangs only once."""
+        if self._taken:
+            if self._lock.acquire(timeout=0.05):
+                self._lock.release()
+            else:
+                self._taken = False
 
 
 class Batch(NamedTuple):
@@ -212,7 +215,8 @@ class Ledger:
             batch = self.decide(operations)
             rows, counters = self._prepare(batch.decisions, self._dirty)
         try:
-            self._write(rows, counters)
+            with self.turn:
+                self._write(rows, counters)
             self.connection.execute("COMMIT")
         except Exception as error:
             self.rollback()

@@ -9,19 +9,17 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-#: Rows per statement, largest first; few lengths, so that each is prepared once.
-CHUNKS = (64, 16, 4, 1)
+#: Rows of one statement at the most. Each length below is a statement of its own, prepared once: a statement more in a
+#: transaction costs more, in waiting for the interpreter, than the rows in it.
+MOST = 64
 #: Columns of schema/decision.sql.
 DECISION_COLUMNS = 28
 
 
 def chunked(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """``items`` in pieces of the few lengths for which statements are prepared."""
-    at = 0
-    for size in CHUNKS:
-        while len(items) - at >= size:
-            yield items[at : at + size]
-            at += size
+    """``items`` in pieces of at most :data:`MOST`."""
+    for at in range(0, len(items), MOST):
+        yield items[at : at + MOST]
 
 
 def flat(rows: Iterable[Iterable[object]]) -> list[object]:
@@ -29,19 +27,19 @@ def flat(rows: Iterable[Iterable[object]]) -> list[object]:
     return list(chain.from_iterable(rows))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def values(columns: int, rows: int) -> str:
     """The placeholders of ``rows`` rows: ``(?, ?), (?, ?)``."""
     return ", ".join([f"({', '.join('?' * columns)})"] * rows)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def insert_decisions(table: str, rows: int) -> str:
     """Insert so many rows into a partition."""
     return f"INSERT INTO {table} VALUES {values(DECISION_COLUMNS, rows)}"
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=MOST)
 def select_counters(rows: int) -> str:
     """Read so many counters."""
     return (
@@ -51,7 +49,7 @@ def select_counters(rows: int) -> str:
     )
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=MOST)
 def upsert_counters(rows: int) -> str:
     """Write so many counters."""
     return (
