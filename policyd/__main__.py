@@ -28,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"policyd {__version__}")
     options = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    # A peer that is gone is no news; everything else that asyncio tells of is a defect to be seen.
+    logging.getLogger("asyncio").addFilter(lambda record: "socket.send() raised" not in record.getMessage())
     loop = _install_reactor()
     # Only now: importing anything of Twisted's that wants a reactor would install another one.
     from twisted.internet import reactor

@@ -84,18 +84,19 @@ class Desk:
         self, attributes: Mapping[str, str], listener: str, direction: str, reply: Callable[[Answer], None]
     ) -> None:
         """Decide one request; ``reply`` is called once, on a later turn of the loop, with the answer."""
-        self._writer.give_way()
         request = self.site.request(attributes, listener, direction)
-        self.stages.count(request.direction, request.stage)
         case = Case(self, request, reply)
+        # From here on the request has a deadline, and so an answer, whatever goes wrong below.
         self.waiting.add(case)
         if self._timer is None:
             self._timer = self.loop.call_later(TICK, self._tick)
-        if self._steering is None:
-            self._steering = self._read_steering()
-            self.loop.call_soon(self._stale)
-        chain = self.engine.consult(request, self._now(), self._steering)
         try:
+            self._writer.give_way()
+            self.stages.count(request.direction, request.stage)
+            if self._steering is None:
+                self._steering = self._read_steering()
+                self.loop.call_soon(self._stale)
+            chain = self.engine.consult(request, self._now(), self._steering)
             awaited = chain.send(None)
         except StopIteration as end:
             case.consulted(end.value)
@@ -118,7 +119,10 @@ class Desk:
                 operation.done(operation, decision)
             except Exception:  # one session's trouble must not keep the others waiting
                 log.exception("an answer could not be handed over")
-        self.decision_log.write([decision for _, decision in handed if decision is not None])
+        try:
+            self.decision_log.write([decision for _, decision in handed if decision is not None])
+        except Exception:  # the log is derived from what is committed; it must not stop an answer
+            log.exception("decisions could not be logged")
 
     def failing(self, request: Request, proposal: Proposal | None = None) -> Answer:
         """The answer when no decision is possible, with a reference of its own, at its end.
@@ -152,7 +156,11 @@ class Desk:
     def _tick(self) -> None:
         now = time.monotonic()
         for case in [case for case in self.waiting if case.due <= now]:
-            case.overdue()
+            try:
+                case.overdue()
+            except Exception:  # one session's trouble must not switch off the deadlines of all
+                log.exception("an answer could not be handed over")
+                self.waiting.discard(case)
         self._timer = self.loop.call_later(TICK, self._tick) if self.waiting else None
 
 
@@ -166,7 +174,7 @@ class Case:
         self._reply: Callable[[Answer], None] | None = reply
         self.request = request
         self.received = time.perf_counter_ns()
-        # One tick early, so that the answer is out when the deadline comes.
+        # Two ticks early, one of them for being late, so that the answer is out when the deadline comes.
         self.due = time.monotonic() + desk.deadline - 2 * TICK
         self.operation: Operation | None = None
         self.task: asyncio.Task[Proposal] | None = None

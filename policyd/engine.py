@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from policyd.answer import DUNNO, HEADER, REFUSE, Answer
+from policyd.answer import DUNNO, HEADER, PASS, REFUSE, Answer
 from policyd.checks import Check
 from policyd.opinion import ENFORCE, OFF, SHADOW, Heard, Opinion, Proposal
 from policyd.request import END_OF_MESSAGE, STAGES, Request
@@ -82,20 +82,21 @@ class Engine:
             try:
                 opinion = await rule.check.check(request, now, steering)
                 answer = DUNNO if opinion is None else opinion.answer
+                strength = PASS if answer is DUNNO else answer.strength
             # One check's bug or trouble must not stop the mail.
             except Exception as failure:  # noqa: BLE001
                 self._report(rule.name, failure)
                 error = f"{type(failure).__name__}: {failure}"
                 opinion = Opinion(FAILED, "failed") if rule.on_error == "defer" else None
-                answer = DUNNO if opinion is None else FAILED
+                answer, strength = (DUNNO, PASS) if opinion is None else (FAILED, REFUSE)
             after = stopwatch()
             heard.append(Heard(rule.name, mode, opinion, (after - before) // 1000, error))
             before = after
             if opinion is None or mode != ENFORCE or (answer is DUNNO and not opinion.final):
                 continue
-            if answer.strength > strongest.strength:
+            if strength > strongest.strength:
                 # Postfix ignores a header at END-OF-MESSAGE, with a warning (access(5)).
-                if answer.strength != HEADER or request.stage != END_OF_MESSAGE:
+                if strength != HEADER or request.stage != END_OF_MESSAGE:
                     strongest, by, reason = answer, rule.name, opinion.reason
             if opinion.final:
                 if not by:

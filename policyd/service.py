@@ -43,6 +43,8 @@ def build_engine(config: Config) -> Engine:
             rules.append(_rule(section, config))
         except (ValueError, LookupError) as error:
             problems.append(f"{section.place}: check {section.name!r}: {error}")
+        except Exception as error:  # noqa: BLE001, whatever a check of the admin's own raises
+            problems.append(f"{section.place}: check {section.name!r}: {type(error).__name__}: {error}")
     if problems:
         raise ConfigError(problems)
     return Engine(rules, config.policy_version, time.perf_counter_ns, _check_failed)
@@ -103,6 +105,8 @@ class Service:
         self._apply(config)
         self._timer: asyncio.TimerHandle | None = None
         self._reloading: asyncio.Task[None] | None = None
+        #: Decision logs that a reload replaced, while they are written.
+        self._old_logs: list[DecisionLog] = []
 
     async def start(self) -> None:
         """Start the writer and listen.
@@ -142,7 +146,8 @@ class Service:
         # What the writer handed back last is delivered by calls that are queued on the loop.
         await asyncio.sleep(0)
         self._reader.close()
-        self.desk.decision_log.close()
+        for decision_log in (*self._old_logs, self.desk.decision_log):
+            decision_log.close()
         self._lock.release()
         log.info("policyd ended")
 
@@ -159,7 +164,12 @@ class Service:
     def _look(self) -> None:
         now = time.monotonic()
         for session in list(self.listening.sessions):
-            session.check_time(now)
+            try:
+                session.check_time(now)
+            except Exception:  # one session's trouble must not end the look at all others
+                log.exception("a session could not be looked at")
+        if not self._writer.alive():
+            log.critical("the writer has ended; nothing is counted any more, restart policyd")
         for line in self.desk.stages.missing():
             log.warning("%s", line)
         self._timer = self._loop.call_later(LOOK, self._look)
@@ -170,26 +180,38 @@ class Service:
 
     async def reload(self) -> None:
         """Read the configuration again and take it over; a bad one is refused, and the old one kept."""
-        self.desk.decision_log.reopen()
         try:
-            config = load(self.config.path, checks.options_of)
-            engine = build_engine(config)
-            decision_log = _open_log(config)
-            await self._listen_anew(config)
+            await self._reload()
         except PolicydError as error:
             for line in str(error).splitlines():
                 log.error("reload refused: %s", line)
             log.error("reload refused: policy %s stays in force", self.config.policy_version)
-            return
+        except Exception:  # a defect must be seen, and must not end what runs
+            log.exception("reload failed; policy %s stays in force", self.config.policy_version)
+
+    async def _reload(self) -> None:
+        self.desk.decision_log.reopen()
+        config = load(self.config.path, checks.options_of)
+        engine = build_engine(config)
+        old_log = self.desk.decision_log
+        decision_log = old_log if config.log == self.config.log else _open_log(config)
+        try:
+            await self._listen_anew(config)
+        except PolicydError:
+            if decision_log is not old_log:
+                decision_log.close(0)
+            raise
         if (
             config.store.path != self.config.store.path
             or config.store.durability != self.config.store.durability
         ):
             log.warning("[store] url and durability take effect at the next start, not at a reload")
-        old_log, self.desk.decision_log = self.desk.decision_log, decision_log
-        old_log.close()
-        self._loop.remove_signal_handler(signal.SIGUSR1)
-        self._loop.add_signal_handler(signal.SIGUSR1, decision_log.reopen)
+        if decision_log is not old_log:
+            self.desk.decision_log = decision_log
+            # What its sinks have not taken yet is written by its own thread, at the end it is waited for.
+            self._old_logs = [each for each in (*self._old_logs, old_log) if not each.close(0)]
+            self._loop.remove_signal_handler(signal.SIGUSR1)
+            self._loop.add_signal_handler(signal.SIGUSR1, decision_log.reopen)
         self.desk.engine, self.desk.site = engine, config.site
         self.desk.stages = StageWatch(engine.rules)
         old, self.config = self.config, config

@@ -89,9 +89,9 @@ class Session:
         if not self._parser.pending:
             self._since = time.monotonic()
         self._parser.feed(data)
-        if not self._busy:
+        if not self._busy and self._writable:
             self._next()
-        elif self._parser.pending > MAX_REQUEST and not self._paused:
+        if self._parser.pending > MAX_REQUEST and (self._busy or not self._writable) and not self._paused:
             self._paused = True
             self._transport.pause_reading()
 

@@ -29,6 +29,8 @@ from policyd.window import Counter, slot_width
 #: Stands for the reference in what was never sent.
 NO_REF = "-----"
 EMPTY = '""'
+#: What is said to a message that by itself is more than a limit.
+TOO_LARGE = "Message too large for the sending limit; {amount} of at most {limit} {unit} per {window}. ref {ref}"
 
 
 class State(Protocol):
@@ -159,24 +161,22 @@ def settle(
             elif verdict.strength > answer.strength:
                 answer, by, reason = verdict, trial.heard.check, _reason(trial)
 
-    charges: dict[CounterKey, tuple[tuple[int, ...], int]] = {}
     strength = PASS if answer is DUNNO else answer.strength
+    charges: dict[CounterKey, tuple[tuple[int, ...], int]] = {}
+    standing = ""
     if strength == REFUSE:
-        if passed_before and earlier is not None:
-            for scope, value, unit, amount in json.loads(earlier.charges or "[]"):
-                state.charge(CounterKey(scope, value, unit), (), -amount, earlier.at)
         if ref is None:
             ref = state.next_ref()
             answer = with_ref(answer, ref)
-    elif not passed_before:
+    elif passed_before and earlier is not None:
+        standing = earlier.charges
+    else:
         for trial in trials:
             for key, widths, amount in trial.charges:
                 # Each counter counts once, however many checks look at it.
                 known = charges.get(key)
                 charges[key] = (widths if known is None else tuple({*known[0], *widths}), amount)
-        for key, (widths, amount) in charges.items():
-            state.charge(key, widths, amount, now)
-    return Settled(
+    settled = Settled(
         answer,
         REFUSED if strength == REFUSE else HELD if strength == HOLD else PASSED,
         by,
@@ -184,13 +184,16 @@ def settle(
         ref,
         " | ".join(would)[:800] if would else "",
         _detail(proposal.heard, trials),
-        _charges_text(charges)
-        if charges
-        else earlier.charges
-        if earlier is not None and passed_before and not ref
-        else "",
+        _charges_text(charges) if charges else standing,
         mark,
     )
+    # Counted only now that nothing can fail any more.
+    if strength == REFUSE and passed_before and earlier is not None and earlier.charges:
+        for scope, value, unit, amount in json.loads(earlier.charges):
+            state.charge(CounterKey(scope, value, unit), (), -amount, earlier.at)
+    for key, (widths, amount) in charges.items():
+        state.charge(key, widths, amount, now)
+    return settled
 
 
 def _amounts(request: Request, quota: Quota, state: State) -> dict[str, int]:
@@ -294,23 +297,27 @@ def _breach(
     if quota.on_breach == "hold" and not worst.alone:
         if twice:
             return make_answer("HOLD", "sending limit reached") if quota.counts else None
-    counter = state.counter(worst.key)
-    room_at = counter.room_at(worst.limit.window, now, worst.used + worst.amount - worst.allowed)
     unit = worst.limit.unit
     as_text = format_size if unit == "bytes" else str
-    text = fill(
-        quota.text,
-        {
-            "unit": "of mail" if unit == "bytes" else unit,
-            "used": as_text(worst.used),
-            "limit": as_text(worst.allowed),
-            "window": spoken_window(worst.limit.window),
-            "until": "no time" if worst.alone else local_time(room_at),
-            "user": escape(quota.value, 64),
-            "ref": "{ref}",
-        },
-    )
-    if worst.alone or quota.on_breach == "reject":
+    values = {
+        "unit": "of mail" if unit == "bytes" else unit,
+        "limit": as_text(worst.allowed),
+        "window": spoken_window(worst.limit.window),
+        "ref": "{ref}",
+    }
+    if worst.alone:
+        # Never any room for it, so what the admin says about waiting would be wrong.
+        text = fill(TOO_LARGE, {**values, "amount": as_text(worst.amount)})
+        return make_answer("550", clip("5.7.1 " + text))
+    counter = state.counter(worst.key)
+    room_at = counter.room_at(worst.limit.window, now, worst.used + worst.amount - worst.allowed)
+    values |= {
+        "used": as_text(worst.used),
+        "until": local_time(room_at),
+        "user": escape(quota.value, 64),
+    }
+    text = fill(quota.text, values)
+    if quota.on_breach == "reject":
         return make_answer("550", clip("5.7.1 " + text))
     return make_answer("450", clip("4.7.1 " + text))
 

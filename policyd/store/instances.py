@@ -95,8 +95,8 @@ class Instances:
         for instance, earlier in found.items():
             read = {each.id for each in earlier}
             held = [each for each in self._held.get(instance, ()) if each.id not in read]
+            self._decisions += len(earlier) + len(held) - len(self._held.get(instance, ()))
             self._held[instance] = [*sorted(earlier), *held]
-            self._decisions += len(earlier)
             self._partial.discard(instance)
 
     def unreadable(self, requests: Iterable[Request]) -> None:
@@ -118,7 +118,11 @@ class Instances:
     def forget(self, decision: Decision) -> None:
         """A decision did not come about: its batch is decided again."""
         held = self._held.get(decision.request.instance, [])
-        held[:] = [earlier for earlier in held if earlier.id != decision.id]
+        kept = [earlier for earlier in held if earlier.id != decision.id]
+        self._decisions -= len(held) - len(kept)
+        held[:] = kept
+        if not kept:
+            self._held.pop(decision.request.instance, None)
 
     def trim(self, now: int, unwritten: int) -> None:
         """Let go of the oldest.

@@ -213,10 +213,9 @@ class Ledger:
             raise
         with self.turn:
             batch = self.decide(operations)
-            rows, counters = self._prepare(batch.decisions, self._dirty)
         try:
             with self.turn:
-                self._write(rows, counters)
+                self._write(*self._prepare(batch.decisions, self._dirty))
             self.connection.execute("COMMIT")
         except Exception as error:
             self.rollback()
@@ -247,6 +246,7 @@ class Ledger:
             return self.decide(operations, MEMORY)
         finally:
             self._readable = True
+            self._bound()
 
     def passed_before(self, operation: Operation) -> bool:
         """Whether this is a repetition of what passed, which counts nothing."""
@@ -274,6 +274,9 @@ class Ledger:
         self.backlog.decisions.extend(d for d in batch.decisions if d is not None and _bindable(_row(d)))
         self.backlog.charges.extend(charge for charge in batch.charges if _bindable(charge.key))
         self._dirty.clear()
+
+    def _bound(self) -> None:
+        """Keep memory within its bounds while nothing can be written."""
         self.instances.trim(self.clock.now(), len(self.backlog.decisions))
         if len(self._counters) > 2 * CACHED:
             unwritten = {charge.key for charge in self.backlog.charges}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 
 from policyd.steering import Steering
+from policyd.store.connect import quoted, translate
 from policyd.store.steering_sync import SteeringMirror
 
 log = logging.getLogger("policyd.store")
@@ -21,11 +23,18 @@ class SteeringReader:
         self._path = path
         self._mirror: SteeringMirror
         self._failed = False
-        self.open()
+        try:
+            self.open()
+        except sqlite3.Error as error:
+            raise translate(error, path) from error
 
     def open(self) -> None:
-        """Open the file that is there now."""
-        connection = sqlite3.connect(self._path, isolation_level=None, timeout=PATIENCE)
+        """Open the file that is there now; it is never made here.
+
+        :raises sqlite3.Error: it cannot be read.
+        """
+        uri = f"file:{quoted(os.path.abspath(self._path))}?mode=rw"
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=PATIENCE)
         connection.execute("PRAGMA query_only = ON")
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         mirror = SteeringMirror(connection)

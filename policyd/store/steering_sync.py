@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 
 from policyd.opinion import CounterKey
@@ -10,6 +11,9 @@ from policyd.steering import ROWS, TABLES, Steering
 
 #: Changes that are applied one by one; with more to do everything is loaded anew.
 MOST = 5_000
+
+
+log = logging.getLogger("policyd.store")
 
 
 class SteeringMirror:
@@ -40,6 +44,15 @@ class SteeringMirror:
         """
         if self._generation() == self.steering.generation:
             return []
+        try:
+            return self._refresh()
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            # A row that nobody of ours wrote: the tables themselves say what holds.
+            log.error("a row of the change table is no change: %s; everything is loaded anew", error)
+            self.load()
+            return []
+
+    def _refresh(self) -> list[CounterKey]:
         since = self.steering.generation
         changes = self.connection.execute(
             "SELECT generation, tbl, key FROM change WHERE generation > ? ORDER BY generation LIMIT ?",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -31,6 +32,8 @@ BATCH = 256
 RETRY = 0.5
 #: Between two steps of upkeep, s.
 UPKEEP = 1.0
+#: Between two looks at whether the file is still there, s.
+LOOK = 1.0
 
 log = logging.getLogger("policyd.store")
 Handed = list[tuple[Operation, Decision | None]]
@@ -71,6 +74,8 @@ class Writer:
         self._wake = threading.Event()
         self._stopping = False
         self._next_retry = 0.0
+        self._next_look = 0.0
+        self._inode: tuple[int, int] | None = None
         self._thread = threading.Thread(target=self._main, name="policyd-writer", daemon=True)
         self._ledger: Ledger
         self._upkeep: Upkeep
@@ -88,6 +93,7 @@ class Writer:
         except StoreDamaged as error:
             self._begin_anew(str(error), None).close()
             self._open()
+        self._inode = _inode(self.path)
         self._upkeep = Upkeep(self._ledger, self.path, self.keep)
 
     def _open(self) -> None:
@@ -117,6 +123,10 @@ class Writer:
         """Called on the loop before it takes something up: let the writer end what it is deciding."""
         self._ledger.turn.give_way()
 
+    def alive(self) -> bool:
+        """Whether the thread runs, as it should from :meth:`start` to :meth:`stop`."""
+        return self._thread.is_alive()
+
     def waiting(self) -> int:
         """Operations that no transaction has taken yet."""
         return len(self._queue)
@@ -134,22 +144,29 @@ class Writer:
 
     def _main(self) -> None:
         pause = UPKEEP
-        while True:
+        while not self._stopping or self._queue:
             self._wake.wait(pause)
             self._wake.clear()
-            while self._queue:
-                operations: list[Operation] = []
-                while self._queue and len(operations) < BATCH:
-                    operations.append(self._queue.popleft())
-                self._hand_back(operations, self._run_safely(operations))
-                self._upkeep_if_due()
-            if self.sick:
-                self._try_to_heal()
-            busy = self._upkeep_if_due()
-            if self._stopping and not self._queue:
-                break
+            try:
+                busy = self._turn()
+            except Exception:  # the thread is the only one that decides: it must not end
+                log.exception("the writer failed; it goes on")
+                self._ledger.rollback()
+                busy = False
             pause = 0.0 if busy and not self.sick else RETRY if self.sick else UPKEEP
         self._close()
+
+    def _turn(self) -> bool:
+        """Everything that waits, then a step of upkeep; whether there is more of that to do at once."""
+        while self._queue:
+            operations: list[Operation] = []
+            while self._queue and len(operations) < BATCH:
+                operations.append(self._queue.popleft())
+            self._hand_back(operations, self._run_safely(operations))
+            self._upkeep_if_due()
+        if self.sick:
+            self._try_to_heal()
+        return self._upkeep_if_due()
 
     def _run_safely(self, operations: Sequence[Operation]) -> list[Decision | None]:
         """Run a batch; if that fails for no reason of the database's, one operation at a time."""
@@ -195,6 +212,7 @@ class Writer:
         for operation in operations:
             if _counts(operation) and room <= 0 and not self._ledger.passed_before(operation):
                 decisions.append(self._ledger.refusal(operation))
+                self.untold += 1
                 continue
             batch = self._ledger.run_in_memory([operation])
             if room > 0:
@@ -243,6 +261,10 @@ class Writer:
 
     def _reopen(self) -> None:
         """Open the file again: it may have been replaced, or the file system mounted anew."""
+        found = _inode(self.path)
+        if found is None or (found != self._inode and not os.path.getsize(self.path)):
+            # A new file knows no bans: it is begun with those that are known.
+            raise StoreDamaged(f"{self.path} is gone")
         connection = connect.open_for_daemon(self.path, self.durability)
         old = self._ledger.connection
         try:
@@ -251,7 +273,9 @@ class Writer:
             connection.close()
             raise
         old.close()
-        self.on_loop(self.replaced)
+        if found != self._inode:
+            self._inode = found
+            self.on_loop(self.replaced)
 
     def _replace(self, why: str) -> None:
         """Move the damaged file aside and begin a new one."""
@@ -259,6 +283,8 @@ class Writer:
             self._ledger.connection.close()
             connection = self._begin_anew(why, self._ledger)
             self._ledger.begin_anew(connection)
+            self._inode = _inode(self.path)
+            self.on_loop(self.replaced)
             self._next_retry = 0.0
         except (sqlite3.Error, StoreError, OSError) as error:
             log.error("store-sick: %s cannot be replaced: %s", self.path, error)
@@ -281,11 +307,21 @@ class Writer:
         if self.sick:
             return False
         try:
+            self._look_at_file()
             return self._upkeep.step(idle=not self._queue, keep=self.keep)
         except (sqlite3.Error, StoreError) as error:
             self._ledger.rollback()
             self._fall_sick(error)
             return False
+
+    def _look_at_file(self) -> None:
+        """
+        :raises StoreError: the file that is open is not the one at the path any more: what is written into it is lost.
+        """
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + LOOK
+            if _inode(self.path) != self._inode:
+                raise StoreError(f"{self.path} was removed or replaced while policyd runs")
 
     def _close(self) -> None:
         if self.sick:
@@ -303,6 +339,15 @@ class Writer:
             self._ledger.connection.close()
         except (sqlite3.Error, StoreError) as error:
             log.error("%s could not be closed in order: %s", self.path, error)
+
+
+def _inode(path: str) -> tuple[int, int] | None:
+    """What tells one file from another of the same name; ``None`` when there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _counts(operation: Operation) -> bool:
