@@ -2,19 +2,19 @@
 
 Text: ``time id=… action="…" check=… …``, one ``key=value`` each, absent values left out. What comes from outside is
 escaped, so a decision is one printable ASCII line whatever a sender wrote. Sinks: ``file:PATH``, ``-`` (standard output),
-``syslog:FACILITY`` (the local syslog socket). A sink in trouble never delays an answer: lines it cannot take are counted
-and the count is reported when it works again.
+``syslog:FACILITY`` (the local syslog socket). A sink in trouble never delays an answer: one thread alone writes, from a
+queue with a bound. Lines that cannot be taken are counted, and the count is reported when it works again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import re
 import socket
-import sys
+import threading
+from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -31,6 +31,11 @@ FACILITIES = {"user": 1, "mail": 2, "daemon": 3, "auth": 4, "authpriv": 10} | {
 }
 SYSLOG_SOCKET = "/dev/log"
 _INFO, _NOTICE = 6, 5
+_STDOUT = 1
+#: Decisions that wait for their sinks at most: some 40 MB, and minutes of a busy server's mail.
+BACKLOG = 20_000
+#: How long the end waits for sinks that take nothing, s.
+ENDING = 3.0
 
 
 class Sink(Protocol):
@@ -47,17 +52,20 @@ class Sink(Protocol):
 
 
 class FileSink:
-    """A file that lines are appended to."""
+    """A file that lines are appended to, or a FIFO that is read at its start."""
 
     def __init__(self, path: str) -> None:
         """
         :raises OSError: it cannot be opened.
         """
         self._path = path
-        self._fd = _open(path)
+        self._fd = self._open()
         self._lost = 0
         #: Whether what was written last ends within a line.
         self._torn = False
+
+    def __str__(self) -> str:
+        return self._path
 
     def write(self, lines: Sequence[str], refused: Sequence[bool]) -> None:
         """See :class:`Sink`."""
@@ -65,7 +73,7 @@ class FileSink:
         data = (("\n" if self._torn else "") + "\n".join(lines) + "\n").encode()
         try:
             if self._fd < 0:
-                self._fd = _open(self._path)
+                self._fd = self._open()
             view = memoryview(data)
             while view:
                 written = os.write(self._fd, view)
@@ -73,13 +81,11 @@ class FileSink:
                 view = view[written:]
         except OSError as error:
             if not self._lost:
-                log.error(
-                    "decision log %s: %s; the decisions are in the database", self._path, error.strerror
-                )
+                log.error("decision log %s: %s; the decisions are in the database", self, error.strerror)
             self._lost += len(lines)
             return
         if self._lost:
-            log.warning("decision log %s is written again; %d lines were left out", self._path, self._lost)
+            log.warning("decision log %s is written again; %d lines were left out", self, self._lost)
             self._lost = 0
 
     def reopen(self) -> None:
@@ -87,9 +93,9 @@ class FileSink:
         self.close()
         self._torn = False
         try:
-            self._fd = _open(self._path)
+            self._fd = self._open()
         except OSError as error:
-            log.error("decision log %s: %s", self._path, error.strerror)
+            log.error("decision log %s: %s", self, error.strerror)
 
     def close(self) -> None:
         """See :class:`Sink`."""
@@ -97,25 +103,28 @@ class FileSink:
             os.close(self._fd)
             self._fd = -1
 
+    def _open(self) -> int:
+        # Not to wait for somebody who reads a FIFO; that one is opened is all that is not waited for.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        fd = os.open(self._path, flags, 0o640)
+        os.set_blocking(fd, True)
+        return fd
 
-def _open(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
 
+class OutputSink(FileSink):
+    """Standard output: the descriptor, for at the end Python would wait for whoever is within ``sys.stdout``."""
 
-class OutputSink:
-    """Standard output."""
-
-    def write(self, lines: Sequence[str], refused: Sequence[bool]) -> None:
-        """See :class:`Sink`."""
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.write("\n".join(lines) + "\n")
-            sys.stdout.flush()
+    def __init__(self) -> None:
+        super().__init__("on standard output")
 
     def reopen(self) -> None:
         """See :class:`Sink`."""
 
     def close(self) -> None:
         """See :class:`Sink`."""
+
+    def _open(self) -> int:
+        return _STDOUT
 
 
 class SyslogSink:
@@ -176,7 +185,7 @@ def open_sink(name: str) -> Sink:
 
 
 class DecisionLog:
-    """Writes each decision to every sink."""
+    """Has each decision written to every sink by a thread of its own; its methods belong to the loop and do not wait."""
 
     def __init__(self, sinks: Iterable[Sink], form: str = "text") -> None:
         """
@@ -184,24 +193,117 @@ class DecisionLog:
         """
         self._sinks = tuple(sinks)
         self._line = json_line if form == "json" else text_line
+        #: Guards everything below.
+        self._changed = threading.Condition()
+        self._queue: deque[Sequence[Decision]] = deque()
+        #: Decisions in the queue and in hand.
+        self._waiting = 0
+        #: Decisions that found the queue full.
+        self._lost = 0
+        #: Whether the thread has something in hand.
+        self._busy = False
+        self._reopening = False
+        self._closing = False
+        self._thread: threading.Thread | None = None
 
     def write(self, decisions: Sequence[Decision]) -> None:
-        """One line for each."""
-        if self._sinks and decisions:
+        """One line for each, soon; nothing any more after :meth:`close`."""
+        if not self._sinks or not decisions:
+            return
+        with self._changed:
+            if self._closing:
+                return
+            room = BACKLOG - self._waiting
+            if room < len(decisions):
+                if not self._lost:
+                    log.error(
+                        "decision log takes nothing; %d lines wait, and lines are left out from here on; "
+                        "the decisions are in the database",
+                        BACKLOG,
+                    )
+                self._lost += len(decisions) - room
+                decisions = decisions[:room]
+            if decisions:
+                self._queue.append(decisions)
+                self._waiting += len(decisions)
+                self._wake()
+
+    def reopen(self) -> None:
+        """Open every sink anew, after a rotation. Every line handed over from now on goes to the new file."""
+        with self._changed:
+            if self._sinks and not self._closing:
+                self._reopening = True
+                self._wake()
+
+    def flush(self, patience: float = ENDING) -> bool:
+        """Wait until all is written, at most so long, in s; whether it is."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: not (self._queue or self._reopening or self._busy), patience
+            )
+
+    def close(self, patience: float = ENDING) -> bool:
+        """Take nothing more, write what is queued and close every sink; wait for that at most so long, in s.
+
+        :return: whether it is done. If not, the thread goes on with it; it does not keep the process alive.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread is None:
+            for sink in self._sinks:
+                sink.close()
+            return True
+        self._thread.join(patience)
+        if self._thread.is_alive() and patience:
+            log.error(
+                "decision log takes nothing; %d lines are not written; the decisions are in the database",
+                self._waiting + self._lost,
+            )
+        return not self._thread.is_alive()
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="decision log", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._queue or self._reopening or self._closing):
+                    self._changed.wait()
+                reopening, self._reopening = self._reopening, False
+                batch: Sequence[Decision] = self._queue.popleft() if self._queue else ()
+                if not (batch or reopening):
+                    break
+                self._busy = True
+            if reopening:
+                for sink in self._sinks:
+                    sink.reopen()
+            if batch:
+                self._put(batch)
+            lost = 0
+            with self._changed:
+                self._busy = False
+                self._waiting -= len(batch)
+                # Half empty: else a sink that is only slow would be told of with each batch.
+                if self._waiting <= BACKLOG // 2:
+                    lost, self._lost = self._lost, 0
+                self._changed.notify_all()
+            if lost:
+                log.warning("decision log is written again; %d lines were left out", lost)
+        for sink in self._sinks:
+            sink.close()
+
+    def _put(self, decisions: Sequence[Decision]) -> None:
+        try:
             lines = [self._line(decision) for decision in decisions]
             refused = [decision.settled.verdict == REFUSED for decision in decisions]
             for sink in self._sinks:
                 sink.write(lines, refused)
-
-    def reopen(self) -> None:
-        """Open every sink anew, after a rotation."""
-        for sink in self._sinks:
-            sink.reopen()
-
-    def close(self) -> None:
-        """Close every sink."""
-        for sink in self._sinks:
-            sink.close()
+        except Exception:  # a defect must not end the log
+            log.exception("decision log: %d lines could not be written", len(decisions))
 
 
 def text_line(decision: Decision) -> str:

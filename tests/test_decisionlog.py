@@ -6,7 +6,8 @@ import json
 import os
 import shlex
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from policyd.decision import Decision, Settled
 from policyd.decisionlog import DecisionLog, FileSink, SyslogSink, json_line, open_sink, text_line
 from policyd.request import Request
 from tests.fakes import ask, end_of, from_outside
+from tests.system.waiting import PATIENCE, wait_for
 
 WALL = 1_800_000_000_123
 
@@ -146,8 +148,10 @@ def test_a_file_is_appended_to_and_opened_anew(tmp_path: Path) -> None:
     path.write_text("before\n")
     log = DecisionLog([open_sink(f"file:{path}")])
     log.write([decision(number=1), decision(number=2)])
+    assert log.flush()
     path.rename(tmp_path / "decisions.log.1")
     log.write([decision(number=3)])
+    assert log.flush()
     log.reopen()
     log.write([decision(number=4)])
     log.close()
@@ -232,24 +236,31 @@ def test_a_file_that_cannot_be_opened_at_the_start_is_an_error(tmp_path: Path) -
         open_sink(f"file:{tmp_path}/missing/d.log")
 
 
-def test_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+def test_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
     """For the foreground and for journald."""
     log = DecisionLog([open_sink("-")])
     log.write([decision()])
     log.reopen()
     log.close()
-    assert capsys.readouterr().out == text_line(decision()) + "\n"
+    assert capfd.readouterr().out == text_line(decision()) + "\n"
 
 
-def test_standard_output_that_is_closed_delays_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that went away."""
+def test_standard_output_that_is_closed_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A reader that went away ends nothing."""
 
-    class Gone:
-        def write(self, text: str) -> None:
-            raise BrokenPipeError
+    def gone(fd: int, data: bytes) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr(decisionlog.sys, "stdout", Gone())
-    open_sink("-").write(["x"], [False])
+    sink = open_sink("-")
+    with monkeypatch.context() as patched:
+        patched.setattr(decisionlog.os, "write", gone)
+        sink.write(["x"], [False])
+        sink.write(["y"], [False])
+    assert caplog.messages == [
+        "decision log on standard output: Broken pipe; the decisions are in the database"
+    ]
 
 
 @pytest.fixture
@@ -306,3 +317,139 @@ def test_two_sinks_get_the_same(tmp_path: Path, syslog: socket.socket) -> None:
     log.close()
     (line,) = lines(tmp_path / "d")
     assert syslog.recv(9999).decode().endswith(line.split(" ", 1)[1])
+
+
+# --- the thread -------------------------------------------------------------------------------------------------------
+
+
+def in_time(call: Callable[[], object]) -> None:
+    """Call it, and fail if it does not come back."""
+    caller = threading.Thread(target=call, daemon=True)
+    caller.start()
+    caller.join(PATIENCE)
+    assert not caller.is_alive(), "the caller waits for a sink"
+
+
+class Pipe:
+    """A log behind a FIFO whose reader reads only when it is told to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        os.mkfifo(path)
+        self._reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        self.log = DecisionLog([open_sink(f"file:{path}")])
+        self.text = ""
+
+    def fill(self, count: int = 1000) -> None:
+        """Hand it more than the pipe holds, in batches of five."""
+        for first in range(0, count, 5):
+            self.log.write([decision(number=number) for number in range(first, first + 5)])
+
+    def numbers(self) -> list[int]:
+        """The decisions that came out so far."""
+        try:
+            while data := os.read(self._reader, 65536):
+                self.text += data.decode()
+        except BlockingIOError:
+            pass
+        return [
+            int(line.split()[1].removeprefix("id="))
+            for line in self.text.splitlines(True)
+            if line[-1] == "\n"
+        ]
+
+    def close(self) -> None:
+        """The reader goes away for good."""
+        os.close(self._reader)
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Iterator[Pipe]:
+    pipe = Pipe(tmp_path / "fifo")
+    yield pipe
+    pipe.close()
+    pipe.log.close()
+
+
+def test_a_reader_that_has_stopped_delays_nobody_and_gets_all_in_the_end(pipe: Pipe) -> None:
+    """More than a pipe holds: writing and opening anew return; when it reads again, each line comes once and in order."""
+    in_time(pipe.fill)
+    in_time(pipe.log.reopen)
+    assert not pipe.log.flush(0)
+    wait_for(lambda: len(pipe.numbers()) == 1000, lambda: pipe.text[-1000:])
+    assert pipe.numbers() == list(range(1000))
+    assert pipe.log.flush()
+
+
+def test_more_than_is_kept_is_counted_and_told(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The queue has a bound; what goes beyond it is said once when it begins, and in number when lines go out again."""
+    monkeypatch.setattr(decisionlog, "BACKLOG", 602)
+    in_time(lambda: pipe.fill(4000))
+    assert [message for message in caplog.messages if "left out from here on" in message] == caplog.messages
+    assert len(caplog.messages) == 1
+    wait_for(lambda: pipe.numbers() and pipe.log.flush(0), lambda: pipe.text[-1000:])
+    numbers = pipe.numbers()
+    assert numbers == sorted(set(numbers))
+    assert 602 <= len(numbers) < 4000
+    assert f"{4000 - len(numbers)} lines were left out" in caplog.messages[-1]
+    pipe.log.write([decision(number=5000)])
+    assert pipe.log.flush()
+    assert pipe.numbers()[-1] == 5000
+    assert len(caplog.messages) == 2
+
+
+def test_the_end_waits_for_what_is_queued(pipe: Pipe) -> None:
+    """Everything that was handed over before close() is written by it."""
+    in_time(pipe.fill)
+    closing = threading.Thread(target=pipe.log.close, args=(PATIENCE,))
+    closing.start()
+    wait_for(lambda: len(pipe.numbers()) == 1000, lambda: pipe.text[-1000:])
+    closing.join()
+    assert pipe.numbers() == list(range(1000))
+
+
+def test_the_end_does_not_wait_for_ever(pipe: Pipe, caplog: pytest.LogCaptureFixture) -> None:
+    """A sink that takes nothing: the number of lines that stay behind is said, and where they are."""
+    in_time(pipe.fill)
+    in_time(lambda: pipe.log.close(0.01))
+    assert "lines are not written" in caplog.messages[-1]
+    assert "the decisions are in the database" in caplog.messages[-1]
+    in_time(lambda: pipe.log.write([decision()]))
+
+
+def test_a_pipe_that_nobody_reads_is_an_error_at_once(tmp_path: Path) -> None:
+    """Opening it would wait for a reader."""
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="No such device or address"):
+        open_sink(f"file:{tmp_path}/fifo")
+
+
+def test_a_rotation_while_lines_are_queued_loses_none_and_doubles_none(tmp_path: Path) -> None:
+    """Renamed and opened anew again and again under load: each line stands once, in one of the files."""
+    path = tmp_path / "d"
+    log = DecisionLog([open_sink(f"file:{path}")])
+    for number in range(3000):
+        log.write([decision(number=number)])
+        if number % 100 == 50:
+            wait_for(path.exists, lambda: str(list(tmp_path.iterdir())))
+            path.rename(tmp_path / f"d.{number}")
+            log.reopen()
+    log.close()
+    found = [int(line.split()[1].removeprefix("id=")) for file in tmp_path.iterdir() for line in lines(file)]
+    assert len(list(tmp_path.iterdir())) == 31
+    assert sorted(found) == list(range(3000))
+
+
+def test_a_decision_that_cannot_be_put_into_words_does_not_end_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A defect: told, with the number of lines; the next batch is written."""
+    log = DecisionLog([open_sink(f"file:{tmp_path}/d")], "json")
+    good = decision()
+    log.write([good._replace(settled=good.settled._replace(detail="{"))])
+    log.write([decision(number=8)])
+    log.close()
+    assert [json.loads(line)["id"] for line in lines(tmp_path / "d")] == [8]
+    assert "1 lines could not be written" in caplog.text

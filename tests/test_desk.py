@@ -176,6 +176,7 @@ def test_a_request_is_answered_once_and_logged(monkeypatch: pytest.MonkeyPatch) 
     assert office.answers == []
     office.writer.run()
     assert office.answers == [DUNNO]
+    assert office.desk.decision_log.flush()
     assert len(office.sink.lines) == 1
     assert not office.desk.waiting
     assert office.desk.answered == 1
@@ -379,6 +380,7 @@ def test_one_reply_that_fails_does_not_keep_the_others_waiting(
     office.take(instance="b")
     office.writer.run()
     assert office.answers == [DUNNO]
+    assert office.desk.decision_log.flush()
     assert len(office.sink.lines) == 2
     assert "could not be handed over" in caplog.text
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.system.daemon import Policyd
 from tests.system.postfix import SOCKET, Postfix, contrib, queue_id, stock_master_cf
+from tests.system.waiting import wait_for
 
 POLICY = """
 [site]
@@ -110,7 +111,10 @@ def test_a_login_over_its_quota_reads_the_numbers(postfix: Postfix, policyd: Pol
     ]
     assert (limit["allowed"], limit["used"]) == (3, 3)
     assert ref in policyd.ctl("why", user)
-    assert [line for line in policyd.decisions.read_text().splitlines() if ref in line and user in line]
+    wait_for(
+        lambda: [line for line in policyd.decisions.read_text().splitlines() if ref in line and user in line],
+        policyd.decisions.read_text,
+    )
     assert policyd.used(user, "messages", "1h") == 3
 
 

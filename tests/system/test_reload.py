@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 from pathlib import Path
@@ -143,6 +145,43 @@ def test_log_rotation_loses_no_line(tmp_path: Path, number: signal.Signals) -> N
         assert len(lines) == len(set(lines))
         assert set(lines) == rows
         policyd.start()
+
+
+def test_a_decision_log_that_takes_nothing_delays_no_answer(tmp_path: Path) -> None:
+    """A FIFO whose reader has stopped: answers, reload and rotation go on; it gets every line once when it reads again; and
+    SIGTERM ends policyd though it does not read."""
+    address = f"unix:{tmp_path}/sock"
+    good = policy(address, limits=["100000 messages per 1d"])
+    policyd = Policyd(tmp_path, good)
+    os.mkfifo(policyd.decisions)
+    reader = os.open(policyd.decisions, os.O_RDONLY | os.O_NONBLOCK)
+    text = b""
+
+    def read() -> list[int]:
+        nonlocal text
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(reader, 65536):
+                text += data
+        return [
+            int(line.split(b" ", 2)[1].removeprefix(b"id="))
+            for line in text.splitlines(True)
+            if line[-1:] == b"\n"
+        ]
+
+    try:
+        with policyd:
+            assert set(ask_all(address, [request() for _ in range(2000)], 10)) == {"DUNNO"}
+            policyd.signal(signal.SIGUSR1)
+            policyd.reload(good.replace("100000", "100001"))
+            with Asker(address) as asker:
+                assert asker.ask() == "DUNNO"
+            wait_for(lambda: len(read()) == 2001, policyd.told)
+            assert sorted(read()) == list(range(1, 2002))
+            assert set(ask_all(address, [request() for _ in range(2000)], 10)) == {"DUNNO"}
+        policyd.wait_told("lines are not written; the decisions are in the database")
+        assert policyd.query("SELECT count(*) FROM decision") == [(4001,)]
+    finally:
+        os.close(reader)
 
 
 def test_sigterm_under_load(tmp_path: Path) -> None:
