@@ -6,14 +6,15 @@ CONFIG      ?= policyd/data/policyd.toml
 PYTEST_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install run test test-debian test-packages check cover bench man clean
+.PHONY: help install run test test-debian test-packages check cover chaos bench man clean
 
 help:
 	@echo 'make run          run policyd in the foreground on 127.0.0.1:10047, data in var/'
 	@echo 'make test         install what the tests need, then run all of them on the newest releases'
 	@echo 'make test-debian  the same with /usr/bin/python3 and packages of Debian alone'
-	@echo 'make check        lint, format, types, import rings, documentation; needs no root'
-	@echo 'make cover        branch coverage of the parts that must not be wrong'
+	@echo 'make check        lint, format, types, import rings, documentation; root only to install scdoc'
+	@echo 'make cover        all but the system tests; branch coverage of the parts that must not be wrong'
+	@echo 'make chaos        kill -9 under load 100 times; the suite does it 12 times'
 	@echo 'make bench        measure (PYTHON and packages as for make test)'
 	@echo 'make install      make $(VENV) and nothing else'
 	@echo 'make man          render the manual pages into var/man; man -l shows them'
@@ -47,9 +48,13 @@ check: $(STAMP)
 	$(VENV)/bin/python -m pytest -q -m 'docs or rings'
 
 cover: $(STAMP)
+	@tools/install-test-packages.sh docs
 	@mkdir -p var/coverage
-	$(VENV)/bin/coverage run -m pytest -q -m 'not system' $(PYTEST_ARGS)
+	$(VENV)/bin/coverage run -m pytest --no-skips -m 'not system' $(PYTEST_ARGS)
 	$(VENV)/bin/python tools/check_coverage.py
+
+chaos: $(STAMP)
+	POLICYD_ROUNDS=100 $(VENV)/bin/python -m pytest --no-skips -rP $(PYTEST_ARGS) tests/system/test_kill9.py
 
 bench: $(STAMP)
 	@tools/install-test-packages.sh bench

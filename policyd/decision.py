@@ -71,7 +71,7 @@ class Operation:
     ) -> None:
         self.request = request
         self.proposal = proposal
-        #: Stopwatch (ns) when the last octet of the request had arrived.
+        #: Stopwatch (ns) when the desk took the request: complete, and those before it on its connection answered.
         self.received = received
         #: Called on the loop with the decision, or with ``None`` when none could be made.
         self.done = done
