@@ -184,6 +184,42 @@ def test_a_decision_log_that_takes_nothing_delays_no_answer(tmp_path: Path) -> N
         os.close(reader)
 
 
+def test_a_reload_takes_the_decision_log_elsewhere(tmp_path: Path) -> None:
+    """Away from a FIFO that nobody reads: the new file has what comes from now on at once, SIGUSR1 is about the new file, and
+    the FIFO still gets its own lines when it is read, at the latest at the end."""
+    address = f"unix:{tmp_path}/sock"
+    policyd = Policyd(tmp_path, policy(address, limits=["100000 messages per 1d"]))
+    os.mkfifo(policyd.decisions)
+    reader = os.open(policyd.decisions, os.O_RDONLY | os.O_NONBLOCK)
+    text = b""
+    try:
+        with policyd:
+            ask_all(address, [request() for _ in range(1000)], 10)
+            policyd.decisions = tmp_path / "other.log"
+            policyd.reload(policy(address, limits=["100000 messages per 1d"]))
+            ask_all(address, [request() for _ in range(10)], 2)
+            wait_for(lambda: len(policyd.decisions.read_text().splitlines()) == 10, policyd.told)
+            policyd.decisions.rename(tmp_path / "other.log.1")
+            policyd.signal(signal.SIGUSR1)
+            wait_for(policyd.decisions.exists, policyd.told)
+            ask_all(address, [request()], 1)
+
+            def read() -> int:
+                nonlocal text
+                with contextlib.suppress(BlockingIOError):
+                    while data := os.read(reader, 65536):
+                        text += data
+                return text.count(b"\n")
+
+            wait_for(lambda: read() == 1000, policyd.told)
+    finally:
+        os.close(reader)
+    text += (tmp_path / "other.log.1").read_bytes() + policyd.decisions.read_bytes()
+    assert [int(line.split(b" ", 2)[1].removeprefix(b"id=")) for line in text.splitlines()] == list(
+        range(1, 1012)
+    )
+
+
 def test_sigterm_under_load(tmp_path: Path) -> None:
     """Ended five times under load: exit code 0 each time, every request answered or its connection closed, the counts those
     of the answers, and nothing left to recover."""
