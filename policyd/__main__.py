@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import gc
 import logging
+import signal
 import sys
 from typing import Any
 
@@ -30,6 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     # A peer that is gone is no news; everything else that asyncio tells of is a defect to be seen.
     logging.getLogger("asyncio").addFilter(lambda record: "socket.send() raised" not in record.getMessage())
+    # Until there is something to reload or to reopen, the signals for it must not end the process.
+    for early in (signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(early, signal.SIG_IGN)
     loop = _install_reactor()
     # Only now: importing anything of Twisted's that wants a reactor would install another one.
     from twisted.internet import reactor

@@ -45,11 +45,6 @@ class Answer(NamedTuple):
         """``PASS``, ``HEADER``, ``HOLD`` or ``REFUSE``."""
         return _STRENGTH.get(self.verb, REFUSE)
 
-    @property
-    def permanent(self) -> bool:
-        """Whether the client is told not to try again."""
-        return self.verb == "REJECT" or self.verb[0] == "5"
-
     def __str__(self) -> str:
         return f"{self.verb} {self.text}" if self.text else self.verb
 

@@ -38,6 +38,9 @@ class Port(Protocol):
     async def close(self) -> None:
         """Accept nothing more."""
 
+    def vanished(self) -> bool:
+        """Whether nobody can connect any more, because the socket's file is gone."""
+
 
 class Listening:
     """Opens listeners and knows the sessions on all of them."""
@@ -74,6 +77,19 @@ class Listening:
         """Close one listener; its sessions go on."""
         _, port = self.ports.pop(address)
         await port.close()
+
+    async def mend(self) -> None:
+        """Open those listeners anew whose socket was removed.
+
+        :raises UserError: one cannot be opened.
+        """
+        for address, (listener, port) in list(self.ports.items()):
+            if port.vanished():
+                log.error(
+                    "socket-gone: %s was removed while policyd listened on it; opening it anew", address
+                )
+                await self.close(address)
+                await self.open(listener)
 
     def session(self, listener: Listener, transport: Transport, peer: Any) -> Session | None:
         """The session for a new connection; ``None`` when it is not let in."""
@@ -132,6 +148,10 @@ class _LoopPort:
         self._server = server
         self._unlink = unlink
         self._inode = os.stat(unlink).st_ino if unlink else 0
+
+    def vanished(self) -> bool:
+        """See :class:`Port`."""
+        return bool(self._unlink) and not os.path.exists(self._unlink)
 
     async def close(self) -> None:
         """See :class:`Port`."""

@@ -23,14 +23,35 @@ def fold(text: str) -> str:
     )
 
 
+def domain_key(domain: str) -> str:
+    """The form in which a domain (folded) is compared: A-labels (RFC 5890), without a trailing dot.
+
+    A client picks between U-labels and A-labels by using SMTPUTF8 or not; both are the same domain. What is no
+    domain name stays as it is.
+    """
+    domain = domain.rstrip(".")
+    if domain.isascii():
+        return domain
+    import idna
+
+    dot = domain[:1] if domain[:1] == "." else ""
+    try:
+        return dot + idna.encode(domain.removeprefix("."), uts46=True).decode("ascii").rstrip(".")
+    except (idna.IDNAError, UnicodeError):
+        return domain
+
+
 def address_key(text: str) -> str:
-    """The form in which a mail address or login is compared: folded, its domain without a trailing dot.
+    """The form in which a mail address or login is compared: folded, its domain by :func:`domain_key`.
 
     Postfix delivers ``alice@example.org.`` to ``alice@example.org`` and asks about what the client wrote; without
     this a dot would step past bans and open a second counter.
     """
     text = fold(text)
-    return text.rstrip(".") if text[-1:] == "." and "@" in text else text
+    if "@" not in text or (text.isascii() and text[-1:] != "."):
+        return text
+    local, _, domain = text.rpartition("@")
+    return f"{local}@{domain_key(domain)}"
 
 
 def domain_of(address: str) -> str:
@@ -137,15 +158,3 @@ class NetworkSet:
         return isinstance(other, NetworkSet) and set(self) == set(other)
 
     __hash__ = None  # type: ignore[assignment]
-
-
-def domain_and_parents(domain: str) -> Iterator[str]:
-    """``mail.example.org``, then ``.example.org``, ``.org``: a leading dot means "and all below" (access(5))."""
-    if not domain:
-        return
-    yield domain
-    yield "." + domain
-    at = domain.find(".")
-    while at != -1:
-        yield domain[at:]
-        at = domain.find(".", at + 1)

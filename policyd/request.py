@@ -155,10 +155,6 @@ class Site:
     #: ``policy_context`` values that mean submission.
     submission_contexts: frozenset[str] = frozenset({SUBMISSION})
 
-    def is_own(self, domain: str) -> bool:
-        """Whether ``domain`` (folded) is one of the site's own."""
-        return domain in self.domains
-
     def login(self, name: str) -> str:
         """The canonical form of a SASL login: lower case, NFC, with the default domain when it has none."""
         return _login(name, self.default_domain)

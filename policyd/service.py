@@ -93,7 +93,7 @@ class Service:
             keep=_keep(config),
         )
         self._writer.open()
-        self._reader = SteeringReader(config.store.path)
+        self._reader = SteeringReader(config.store.path, self._writer.steering())
         clock = self._writer.clock
         self.desk = Desk(
             loop, self._writer, engine, config.site, decision_log, clock.now, self._reader.steering
@@ -105,6 +105,7 @@ class Service:
         self._apply(config)
         self._timer: asyncio.TimerHandle | None = None
         self._reloading: asyncio.Task[None] | None = None
+        self._mending: asyncio.Task[None] | None = None
         #: Decision logs that a reload replaced, while they are written.
         self._old_logs: list[DecisionLog] = []
 
@@ -117,7 +118,7 @@ class Service:
         for listener in self.config.server.listen:
             await self.listening.open(listener)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
-        self._loop.add_signal_handler(signal.SIGUSR1, self.desk.decision_log.reopen)
+        self._loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
         self._look()
         log.info(
             "policyd %s ready on %s; policy %s, %s, pid %d",
@@ -132,8 +133,9 @@ class Service:
         """Accept nothing more, answer what was asked, close the store."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._reloading is not None:
-            self._reloading.cancel()
+        for task in (self._reloading, self._mending):
+            if task is not None:
+                task.cancel()
         for address in list(self.listening.ports):
             await self.listening.close(address)
         for session in list(self.listening.sessions):
@@ -142,6 +144,8 @@ class Service:
         # Looked at only once in a life: not worth an event that every request would have to feed.
         while self._in_work() and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+        if self._in_work():
+            log.error("ending with %d requests not answered", len(self.desk.waiting))
         await self._loop.run_in_executor(None, self._writer.stop)
         # What the writer handed back last is delivered by calls that are queued on the loop.
         await asyncio.sleep(0)
@@ -152,7 +156,12 @@ class Service:
         log.info("policyd ended")
 
     def _in_work(self) -> bool:
-        return bool(self.desk.waiting) or any(session.busy for session in self.listening.sessions)
+        # Not idle: what the deadline answered may still have to be corrected in the ledger.
+        return (
+            bool(self.desk.waiting)
+            or not self._writer.idle()
+            or any(session.busy for session in self.listening.sessions)
+        )
 
     def _apply(self, config: Config) -> None:
         self.desk.deadline = config.server.deadline / 1000
@@ -172,7 +181,18 @@ class Service:
             log.critical("the writer has ended; nothing is counted any more, restart policyd")
         for line in self.desk.stages.missing():
             log.warning("%s", line)
+        if self._mending is None or self._mending.done():
+            self._mending = self._loop.create_task(self._mend())
         self._timer = self._loop.call_later(LOOK, self._look)
+
+    async def _mend(self) -> None:
+        try:
+            await self.listening.mend()
+        except UserError as error:
+            log.error("%s", error)
+
+    def _reopen_logs(self) -> None:
+        self.desk.decision_log.reopen()
 
     def _reload_soon(self) -> None:
         if self._reloading is None or self._reloading.done():
@@ -210,8 +230,6 @@ class Service:
             self.desk.decision_log = decision_log
             # What its sinks have not taken yet is written by its own thread, at the end it is waited for.
             self._old_logs = [each for each in (*self._old_logs, old_log) if not each.close(0)]
-            self._loop.remove_signal_handler(signal.SIGUSR1)
-            self._loop.add_signal_handler(signal.SIGUSR1, decision_log.reopen)
         self.desk.engine, self.desk.site = engine, config.site
         self.desk.stages = StageWatch(engine.rules)
         old, self.config = self.config, config

@@ -30,7 +30,9 @@ from policyd.window import Counter, slot_width
 NO_REF = "-----"
 EMPTY = '""'
 #: What is said to a message that by itself is more than a limit.
-TOO_LARGE = "Message too large for the sending limit; {amount} of at most {limit} {unit} per {window}. ref {ref}"
+TOO_LARGE = (
+    "Message too large for the sending limit; {amount} of at most {limit} {unit} per {window}. ref {ref}"
+)
 
 
 class State(Protocol):

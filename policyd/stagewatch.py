@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from policyd.engine import Rule
 from policyd.opinion import OFF
+from policyd.request import STAGES
 
 #: Requests of a direction after which a stage that never came is missed.
 ENOUGH = 100
@@ -24,7 +25,7 @@ class StageWatch:
     def __init__(self, rules: Iterable[Rule]) -> None:
         self._rules = tuple(rule for rule in rules if rule.mode != OFF)
         self._told: set[tuple[str, str]] = set()
-        #: Requests by (direction, stage). Stages are bounded by whoever counts.
+        #: Requests by (direction, stage), of the stages that Postfix knows.
         self.seen: dict[tuple[str, str], int] = {}
 
     def count(self, direction: str, stage: str) -> None:
@@ -33,7 +34,7 @@ class StageWatch:
         known = self.seen.get(key)
         if known is not None:
             self.seen[key] = known + 1
-        elif len(self.seen) < 64:
+        elif stage in STAGES:
             self.seen[key] = 1
 
     def missing(self) -> Iterator[str]:

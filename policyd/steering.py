@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from policyd.match import Network, NetworkSet, address_key, fold, parse_network
+from policyd.match import Network, NetworkSet, address_key, domain_key, fold, parse_network
 from policyd.units import Limit
 
 #: What can be banned and what can be allowed; the order of ``BAN_KINDS`` is the order in which they are asked.
@@ -177,7 +177,7 @@ def canonical_value(kind: str, value: str) -> str:
         value = value.removeprefix("@").rstrip(".")
         if "@" in value or "/" in value or not value.strip("."):
             raise ValueError(f"{value or '.'!r} is no domain")
-        return value
+        return domain_key(value)
     return address_key(value)
 
 

@@ -105,6 +105,10 @@ class _EndpointPort:
         self._port = port
         self._loop = loop
 
+    def vanished(self) -> bool:
+        """See :class:`policyd.listen.Port`; Twisted's own endpoints are not looked after."""
+        return False
+
     async def close(self) -> None:
         """See :class:`policyd.listen.Port`."""
         stopped = self._port.stopListening()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -181,3 +182,28 @@ def test_a_check_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) ->
             build_engine(load(str(config), options_of))
     assert "TypeError: a defect" in str(caught.value)
     assert f"{config}:1" in str(caught.value)
+
+
+def test_a_start_while_the_database_is_locked_decides_at_once(tmp_path: Path) -> None:
+    """A restart in the middle of somebody's long transaction: known bans hold, mail is counted, and it heals."""
+    path = tmp_path / "policyd.db"
+    chain = engine(ban_rule(), quota_rule("5 messages per 1h"))
+    with Store(path, chain) as store:
+        ban_alice(path)
+        assert [store.settled(ask(sasl_username="bert")).verdict for _ in range(3)] == ["pass"] * 3
+    with contextlib.ExitStack() as stack:
+        with locked(path):
+            store = stack.enter_context(Store(path, chain))
+            assert store.settled(ask()).by == "bans"
+            assert [store.settled(ask(sasl_username="bert")).verdict for _ in range(3)] == [
+                "pass",
+                "pass",
+                "refuse",
+            ]
+        for _ in range(100):
+            store.settled(from_outside())
+            if not store.writer.sick:
+                break
+        assert not store.writer.sick
+        assert store.settled(ask(sasl_username="bert")).verdict == "refuse"
+    assert Disk(path).used("messages/external", "bert@example.org") == 5

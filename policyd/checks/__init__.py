@@ -3,6 +3,9 @@
 A check is one file in this package with a frozen dataclass ``Options`` (its section of the configuration) and a class ``Check``.
 It reads what it is handed in :class:`Context`, gives an :class:`~policyd.opinion.Opinion` or ``None``, and never writes.
 It imports no Twisted, no sqlite3, no dns. Time is an argument.
+
+A check may wait, for asyncio futures only. It is first driven outside of any task, because most never wait: what needs
+the current task (``asyncio.timeout``, ``wait_for``) belongs behind the future that it awaits, not into the check.
 """
 
 from __future__ import annotations

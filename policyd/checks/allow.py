@@ -57,6 +57,10 @@ class Check:
 
     async def check(self, request: Request, now: int, steering: Steering) -> Opinion | None:
         """A final opinion when an entry in force matches."""
+        return self.judge(request, now, steering)
+
+    def judge(self, request: Request, now: int, steering: Steering) -> Opinion | None:
+        """The same, for who does not wait."""
         for listing in (self._own, steering.allows):
             if listing.entries:
                 entry = find(listing, request, now)

@@ -9,7 +9,7 @@ login's ban needs the login: nobody can use it against somebody from outside.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -66,7 +66,7 @@ class Check:
         """The refusal when a ban is in force at ledger time ``now``."""
         if not steering.bans.entries:
             return None
-        ban = self._find(steering.bans, request, now)
+        ban = next(self.fitting(request, steering.bans, now), None)
         if ban is None:
             return None
         kind = "login" if ban.kind == "user" else ban.kind
@@ -75,20 +75,29 @@ class Check:
         answer = make_answer(code[0], clip(code[1] + text))
         return Opinion(answer, f"banned {ban.kind} {escape(ban.value) or '<>'}", standing=self)
 
-    def _find(self, bans: Listing, request: Request, now: int) -> Entry | None:
+    def fitting(self, request: Request, bans: Listing, now: int) -> Iterator[Entry]:
+        """The bans in force that hold for ``request``, the one that answers first."""
         never = self._never
-        ban = None
         if request.account and not never.covers(request.account):
             ban = bans.exact("user", request.account, now)
-        if ban is None and request.knows_sender and not never.covers(request.sender_key):
+            if ban is not None:
+                yield ban
+        if request.knows_sender and not never.covers(request.sender_key):
             ban = bans.exact("sender", request.sender_key, now)
-            if ban is None and request.sender_domain:
+            if ban is not None:
+                yield ban
+            if request.sender_domain:
                 ban = bans.domain(request.sender_domain, now)
-        if ban is None and not never.covers_client(request.client_address):
+                if ban is not None:
+                    yield ban
+        if not never.covers_client(request.client_address):
             ban = bans.client(request.client_address, now)
-            if ban is None and request.client_name and request.client_name != "unknown":
+            if ban is not None:
+                yield ban
+            if request.client_name and request.client_name != "unknown":
                 ban = bans.domain(request.client_name.lower().rstrip("."), now, kind="client")
-        return ban
+                if ban is not None:
+                    yield ban
 
 
 class Never:

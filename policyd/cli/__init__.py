@@ -219,6 +219,11 @@ class Policyctl(LazyGroup):
         **extra: Any,
     ) -> Any:
         """Run the command that ``args`` name and exit."""
+        for argument in sys.argv[1:] if args is None else args:
+            try:
+                argument.encode()
+            except UnicodeEncodeError:
+                _end(USAGE, f"{argument.encode('utf-8', 'backslashreplace').decode()} is not UTF-8")
         try:
             result = super().main(
                 args, prog_name or "policyctl", complete_var, standalone_mode=False, **extra

@@ -10,6 +10,7 @@ from policyd.answer import escape
 from policyd.cli import entries
 from policyd.cli.common import Session, Terms, json_option, known_user, pass_session, steering_options
 from policyd.errors import UserError
+from policyd.opinion import ENFORCE
 from policyd.steering import BAN_KINDS, client_network
 
 if TYPE_CHECKING:
@@ -37,13 +38,17 @@ def add_ban(session: Session, kind: str, values: tuple[str, ...], force: bool, t
     Also: ban list, ban show KIND VALUE, ban rm KIND VALUE.
     """
 
+    banned: list[str] = []
+
     def objection(connection: sqlite3.Connection, value: str) -> None:
+        banned.append(value)
         _refuse_never(session, kind, value)
         if kind == "user":
             known_user(connection, value, force)
 
     entries.add(session, "ban", kind, values, terms, objection)
     entries.warn_without(session, "bans", "ban")
+    _warn_allowed(session, kind, banned)
 
 
 @click.command()
@@ -93,6 +98,46 @@ def never_bans(session: Session, kind: str, value: str) -> str:
             elif never in (value, domain_of(value)):
                 return str(never)
     return ""
+
+
+def _warn_allowed(session: Session, kind: str, values: list[str]) -> None:
+    """Remark which of the values an allow lets pass before the bans are asked."""
+    from policyd.checks import Context
+    from policyd.checks.allow import Check
+    from policyd.cli.examples import fitting, typical
+    from policyd.store.clock import ledger_now
+    from policyd.store.steering_sync import SteeringMirror
+
+    config = session.config
+    uses = [check.use for check in config.checks]
+    before = config.checks[: uses.index("bans")] if "bans" in uses else ()
+    allows = [check for check in before if check.use == "allow"]
+    if not allows:
+        return
+    with session.reading() as connection:
+        now, mirror = ledger_now(connection), SteeringMirror(connection)
+        mirror.load()
+        for value in values:
+            for section in allows:
+                if (mirror.steering.mode_of(section.name, now) or section.mode) != ENFORCE:
+                    continue
+                check = Check(
+                    section.options, Context(section.name, section.direction, config.site, config.tiers)
+                )
+                request = (
+                    typical(config.site, connection, value)[0]
+                    if kind == "user"
+                    else fitting(config.site, kind, value, section.direction.removeprefix("any"))
+                )
+                allowed = check.judge(request, now, mirror.steering)
+                if allowed is None or section.direction not in ("any", request.direction):
+                    continue
+                session.note(
+                    f"{escape(allowed.reason)} (check {section.name}) comes before the bans and fits {kind} "
+                    f"{entries.shown(value)} too: where both do, the ban has no effect; take the allow back, or put the check "
+                    f"'bans' first in {session.config_path}"
+                )
+                break
 
 
 def _refuse_never(session: Session, kind: str, value: str) -> None:

@@ -155,7 +155,7 @@ def prune(session: Session, dry_run: bool) -> None:
         "decisions_due": sum(p.rows for p in due),
         "daemon_running": running,
     }
-    if dry_run or running:
+    if dry_run or running is not False:
         session.done(
             {**record, "decisions_dropped": 0}, _due_text(due, config.keep.decisions), *_why_not(running)
         )
@@ -177,7 +177,9 @@ def _due_text(due: list[Partition], age: int) -> str:
     return f"{rows} decisions in {len(due)} tables are older than {format_duration(age)} ([keep] decisions)"
 
 
-def _why_not(running: bool) -> list[str]:
+def _why_not(running: bool | None) -> list[str]:
+    if running is None:
+        return ["whether policyd runs is unknown, so nothing was changed; run policyctl as root"]
     return (
         ["policyd runs and drops them by itself when it is idle; nothing was changed here"] if running else []
     )

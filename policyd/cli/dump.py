@@ -30,11 +30,12 @@ def dump(session: Session) -> None:
 @click.command()
 @click.argument("file")
 @click.option("--replace", is_flag=True, help="Also take back what is in force and not in FILE.")
+@click.option("--force", is_flag=True, help="With --replace: also when FILE is empty.")
 @click.option("--reason", metavar="TEXT", default="", help="Why; kept with each change.")
 @click.option("--dry-run", is_flag=True, help="Check every line, say what would be done, and change nothing.")
 @json_option
 @pass_session
-def load(session: Session, file: str, replace: bool, reason: str, dry_run: bool) -> None:
+def load(session: Session, file: str, replace: bool, force: bool, reason: str, dry_run: bool) -> None:
     """Take in what 'policyctl dump' wrote from FILE, or from stdin for '-'.
 
     Every line is checked first; if one is wrong, nothing is changed. A line without "id" is a new grant; "created" and "expires"
@@ -48,6 +49,10 @@ def load(session: Session, file: str, replace: bool, reason: str, dry_run: bool)
     data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     name = "stdin" if file == "-" else file
     lines = data.decode("utf-8", "surrogateescape").split("\n")
+    if replace and not (force or dry_run or data.strip()):
+        raise UserError(
+            f"{name} is empty, and --replace would take back all that is in force; add --force if that is meant"
+        )
     with (
         session.changing() as connection,
         admin.change(connection, author(), why, dry_run) as change,

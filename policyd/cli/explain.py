@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import click
 
 from policyd.answer import escape
 from policyd.cli.common import Session, json_option, pass_session, table
-from policyd.cli.log import decision_table, record, reference_of, stamp, who
+from policyd.cli.log import behind, decision_table, record, reference_of, stamp
 from policyd.errors import NotFound
 from policyd.units import format_duration, format_size
 
@@ -139,7 +138,7 @@ def describe(row: Logged, policy_now: str, only_tried: bool = False) -> list[str
             f"{row.stage}, {row.direction}, asked on {row.listener}"
             + (f", context {row.context}" if row.context else ""),
         ),
-        ("account", who(row)),
+        ("account", row.user),
         ("client", client),
         ("sender", f"<{row.sender}>"),
         ("recipient", f"<{row.recipient}>" if row.recipient else ""),
@@ -153,23 +152,28 @@ def describe(row: Logged, policy_now: str, only_tried: bool = False) -> list[str
     ]
     # An answer may have 400 octets, each of which may be escaped.
     lines += [f"  {name:<11} {escape(str(value), 2000)}" for name, value in facts if value]
-    detail = json.loads(row.detail or "{}")
+    found = behind(row)
     checks = [
-        (name, mode, outcome, f"{micros} us", reason)
-        for name, mode, outcome, micros, reason in detail.get("checks", [])
+        (check["check"], check["mode"], check["outcome"], f"{check['micros']} us", check["reason"])
+        for check in found.checks
     ]
     if checks:
         lines += ["", table(["check", "mode", "opinion", "took", "reason"], checks)]
     limits = [
-        (check, scope, value, unit, format_duration(window), used, amount, allowed, "yes" if fits else "NO")
-        for check, scope, value, unit, window, allowed, used, amount, fits in detail.get("limits", [])
+        (
+            *(limit[name] for name in ("check", "scope", "value", "unit")),
+            format_duration(limit["window_ms"]),
+            *(limit[name] for name in ("used", "amount", "allowed")),
+            "yes" if limit["fits"] else "NO",
+        )
+        for limit in found.limits
     ]
     if limits:
         lines += [
             "",
             table(["limit of", "per", "value", "unit", "window", "used", "adds", "limit", "fits"], limits),
         ]
-    charges = [tuple(charge) for charge in json.loads(row.charges or "[]")]
+    charges = [tuple(charge.values()) for charge in found.charges]
     if charges:
         lines += [
             "",

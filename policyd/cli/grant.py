@@ -21,7 +21,7 @@ from policyd.cli.common import (
 from policyd.cli.quota_set import warn_without_user_quota
 from policyd.errors import NotFound
 from policyd.steering import Grant
-from policyd.units import parse_limit
+from policyd.units import format_size, parse_limit
 
 if TYPE_CHECKING:
     import sqlite3
@@ -72,7 +72,7 @@ def add_grant(session: Session, user: str, amount: str, unit: str | None, force:
                 expires,
             )
             change.put("user_grant", grant)
-            text = f"{limit.amount} {limit.unit} more in every window, until {times.until(expires)}"
+            text = f"{_amount(grant)} more in every window, until {times.until(expires)}"
             change.record("grant", user, f"grant {grant.id}: {text}")
     session.done(
         {"dry_run": terms.dry_run, "set": [dump.record("user_grant", grant, times.ahead)]},
@@ -99,10 +99,10 @@ def remove_grant(session: Session, grants: tuple[str, ...], terms: Terms) -> Non
         rows = admin.rows(connection, "user_grant", change.now)
         for grant in _chosen(session, rows, grants):
             change.drop("user_grant", grant.id)
-            change.record("grant rm", grant.user, f"grant {grant.id}: was {grant.amount} {grant.unit}")
+            change.record("grant rm", grant.user, f"grant {grant.id}: was {_amount(grant)}")
             records.append(dump.record("user_grant", grant, times.ahead))
             lines.append(
-                f"{terms.prefix}{escape(grant.user)}: grant {grant.id} of {grant.amount} {grant.unit} is taken back"
+                f"{terms.prefix}{escape(grant.user)}: grant {grant.id} of {_amount(grant)} is taken back"
             )
     session.done({"dry_run": terms.dry_run, "removed": records}, *lines)
 
@@ -153,6 +153,10 @@ def _chosen(session: Session, rows: list[Grant], names: tuple[str, ...]) -> list
     return list(chosen.values())
 
 
+def _amount(grant: Grant) -> str:
+    return format_size(grant.amount) if grant.unit == "bytes" else f"{grant.amount} {grant.unit}"
+
+
 def _print(session: Session, times: Times, rows: list[Grant]) -> None:
     from policyd.store import dump
 
@@ -163,7 +167,7 @@ def _print(session: Session, times: Times, rows: list[Grant]) -> None:
             (
                 grant.id,
                 grant.user,
-                grant.amount,
+                format_size(grant.amount) if grant.unit == "bytes" else grant.amount,
                 grant.unit,
                 times.until(grant.expires_at),
                 grant.author,

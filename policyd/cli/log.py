@@ -8,12 +8,13 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from policyd.answer import escape
 from policyd.cli.common import Session, Times, json_option, pass_session, table, usage_errors
+from policyd.errors import StoreDamaged
 
 if TYPE_CHECKING:
     import sqlite3
@@ -166,26 +167,48 @@ def record(row: Logged) -> dict[str, Any]:
         for name, value in row._asdict().items()
         if name not in ("id", "at", "wall_at", "detail", "charges")
     }
-    detail = json.loads(row.detail or "{}")
-    found["checks"] = [
-        dict(zip(("check", "mode", "outcome", "micros", "reason"), entry, strict=False))
-        for entry in detail.get("checks", [])
-    ]
-    found["limits"] = [
-        dict(
-            zip(
-                ("check", "scope", "value", "unit", "window_ms", "allowed", "used", "amount", "fits"),
-                [*entry[:8], bool(entry[8])],
-                strict=True,
-            )
+    return found | behind(row)._asdict()
+
+
+class Behind(NamedTuple):
+    """What stands behind a decision: each check's opinion, each limit's numbers, what was counted."""
+
+    checks: list[dict[str, Any]]
+    limits: list[dict[str, Any]]
+    charges: list[dict[str, Any]]
+
+
+_CHECK = ("check", "mode", "outcome", "micros", "reason")
+_LIMIT = ("check", "scope", "value", "unit", "window_ms", "allowed", "used", "amount", "fits")
+_CHARGE = ("scope", "value", "unit", "amount")
+
+
+def behind(row: Logged) -> Behind:
+    """
+    :raises StoreDamaged: it cannot be read.
+    """
+    try:
+        detail = json.loads(row.detail or "{}")
+        found = Behind(
+            [_named(_CHECK, entry) for entry in detail.get("checks", [])],
+            [_named(_LIMIT, entry) for entry in detail.get("limits", [])],
+            [_named(_CHARGE, entry) for entry in json.loads(row.charges or "[]")],
         )
-        for entry in detail.get("limits", [])
-    ]
-    found["charges"] = [
-        dict(zip(("scope", "value", "unit", "amount"), entry, strict=True))
-        for entry in json.loads(row.charges or "[]")
-    ]
+        for limit in found.limits:
+            limit["fits"] = bool(limit["fits"])
+            limit["window_ms"] = int(limit["window_ms"])
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise StoreDamaged(
+            f"decision {row.id} of {stamp(row.wall_at)} cannot be read: {error}; 'policyctl db check' looks for more, and "
+            "'policyctl log' without --json lists it"
+        ) from None
     return found
+
+
+def _named(names: tuple[str, ...], entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, list):
+        raise TypeError("no list where one is wanted")
+    return dict(zip(names, entry, strict=True))
 
 
 def who(row: Logged) -> str:

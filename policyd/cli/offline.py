@@ -8,13 +8,16 @@ from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from policyd.answer import escape
+from policyd.checks import allow, bans
+from policyd.cli.examples import SMALL, typical
 from policyd.decision import Decision, Operation
 from policyd.engine import Engine, Rule, effective_mode
 from policyd.errors import UserError
-from policyd.opinion import OFF, CounterKey, Quota
+from policyd.opinion import ENFORCE, OFF, CounterKey, Quota
 from policyd.request import END_OF_MESSAGE, Request
 from policyd.settle import NO_REF, settle
-from policyd.steering import EVERY_CHECK, Steering
+from policyd.steering import EVERY_CHECK, Entry, Steering
 from policyd.store import read
 from policyd.store.clock import LedgerClock, stored_base
 from policyd.store.ledger import Ledger
@@ -24,9 +27,6 @@ if TYPE_CHECKING:
     from policyd.config import Config
 
 T = TypeVar("T")
-
-#: A small message, per unit.
-SMALL = {"messages": 1, "recipients": 1, "bytes": 1000}
 
 
 class Usage(NamedTuple):
@@ -116,6 +116,29 @@ class Offline:
                 found += [self._used(rule.name, mode, opinion.quota, limit) for limit in opinion.quota.limits]
         return found
 
+    def _allowed(self, rule: Rule, request: Request) -> str:
+        if not isinstance(rule.check, allow.Check):
+            return ""
+        opinion = rule.check.judge(request, self.now, self.steering)
+        return f"{escape(opinion.reason)} (check {rule.name})" if opinion is not None else ""
+
+    def bans(self, request: Request) -> tuple[list[Entry], list[tuple[Entry, str]]]:
+        """The bans that hold for ``request``; and those that would, each with the allow before it that lets it pass."""
+        hold: list[Entry] = []
+        masked: list[tuple[Entry, str]] = []
+        allowed = ""
+        for rule in self.engine.chain(request.direction, request.stage):
+            if self.mode(rule) != ENFORCE:
+                continue
+            allowed = allowed or self._allowed(rule, request)
+            if isinstance(rule.check, bans.Check):
+                for ban in rule.check.fitting(request, self.steering.bans, self.now):
+                    if allowed:
+                        masked.append((ban, allowed))
+                    else:
+                        hold.append(ban)
+        return hold, masked
+
     def _used(self, check: str, mode: str, quota: Quota, limit: Limit) -> Usage:
         counted = limit.unit if quota.external is None else f"{limit.unit}/external"
         counter = read.counter(self.connection, CounterKey(quota.scope, quota.value, counted))
@@ -142,25 +165,7 @@ class Offline:
 
     def typical(self, account: str, stage: str = END_OF_MESSAGE) -> tuple[Request, read.Logged | None]:
         """A small message of ``account``, sent as its last one was, and the decision on that."""
-        rows = read.decisions(self.connection, read.Wanted(user=account), 20)
-        last = next((row for row in rows if row.sender), rows[0] if rows else None)
-        attributes = {
-            "protocol_state": stage,
-            "sender": last.sender if last is not None else account if "@" in account else "",
-            "client_address": last.client if last is not None else "",
-            "client_name": last.client_name if last is not None else "",
-            "helo_name": last.helo if last is not None else "",
-            "policy_context": last.context if last is not None else "",
-            "recipient_count": str(SMALL["recipients"]),
-            "size": str(SMALL["bytes"]),
-            "sasl_method": "plain",
-            "sasl_username": account,
-        }
-        request = self.config.site.request(
-            attributes, last.listener if last is not None else "", "submission"
-        )
-        # Accounts that are no logins (cert:, client:) go by no attribute of a single name.
-        return request._replace(account=account), rows[0] if rows else None
+        return typical(self.config.site, self.connection, account, stage)
 
 
 def finished(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -232,17 +232,26 @@ def quota_top(session: Session, scope: str, unit: str, window: str, limit: int) 
     with usage_errors("--window"):
         length = parse_window(window)
     found: dict[str, list[int | None]] = {}
+    damaged: list[str] = []
     reach, width = length, slot_width(length)
     with session.reading() as connection:
         times = Times.of(connection)
         with read.snapshot(connection):
             for at, suffix in enumerate(("/external", "")):
                 for value, counter in read.counters(connection, scope, unit + suffix):
+                    if counter is None:
+                        damaged.append(value)
+                        continue
                     used = _used(counter, width, length, times.now)
                     if used:
                         found.setdefault(value, [None, None])[at] = used
                         # A counter remembers as much as the longest limit on it needs.
                         reach = min(reach, 60 * max(counter.all, default=0))
+    if damaged:
+        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        session.note(
+            f"the counter of {scope} {escape(damaged[0])}{more} cannot be read and is left out; 'policyctl db check' names each"
+        )
     if reach < length:
         session.note(
             f"no limit on {unit} per {scope} is as long as {window}: some counts reach back {format_duration(reach)} only"

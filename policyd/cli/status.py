@@ -27,7 +27,7 @@ _VERDICTS = ("pass", "hold", "refuse")
 @json_option
 @pass_session
 def status(session: Session) -> int:
-    """Does it run, and is all well. Exit code 4 when the daemon does not run."""
+    """Does it run, and is all well. Exit code 4 when the daemon does not run, 1 when that cannot be seen."""
     from policyd.store import locks
 
     config = session.config
@@ -39,10 +39,10 @@ def status(session: Session) -> int:
     else:
         for text_line in _lines(found):
             click.echo(text_line)
-    return 0 if running else 4
+    return 1 if running is None else 0 if running else 4
 
 
-def _look(session: Session, connection: sqlite3.Connection, running: bool) -> dict[str, Any]:
+def _look(session: Session, connection: sqlite3.Connection, running: bool | None) -> dict[str, Any]:
     from policyd.cli.db import file_sizes
     from policyd.store import migrate, read
     from policyd.store.clock import stored_base
@@ -104,6 +104,8 @@ def _look(session: Session, connection: sqlite3.Connection, running: bool) -> di
         *(
             []
             if running
+            else ["whether policyd runs is unknown; run policyctl as root"]
+            if running is None
             else ["policyd does not run: Postfix answers by smtpd_policy_service_default_action meanwhile"]
         ),
         *_policy_warnings(found),
@@ -188,11 +190,9 @@ def _file_warnings(session: Session, files: dict[str, int]) -> list[str]:
 
 def _lines(found: dict[str, Any]) -> list[str]:
     running = found["running"]
-    lines = [
-        click.style(
-            f"policyd {'runs' if running else 'does not run'}", fg="green" if running else "red", bold=True
-        )
-    ]
+    said = {True: ("policyd runs", "green"), False: ("policyd does not run", "red")}
+    text, color = said.get(running, ("whether policyd runs is unknown; run policyctl as root", "yellow"))
+    lines = [click.style(text, fg=color, bold=True)]
     last = found["last_decision"]
     lines.append(
         f"policy {found['policy_of_file']}; last decision {last or 'never'}"

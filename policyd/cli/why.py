@@ -10,7 +10,7 @@ import click
 from policyd.answer import escape
 from policyd.cli.common import Session, Times, json_option, pass_session
 from policyd.cli.log import account_of, iso, stamp
-from policyd.request import END_OF_MESSAGE, RCPT, Request
+from policyd.request import END_OF_MESSAGE, RCPT
 
 if TYPE_CHECKING:
     import sqlite3
@@ -50,7 +50,9 @@ def why(session: Session, user: str) -> None:
 class Findings:
     """What is found out about one account."""
 
-    def __init__(self, session: Session, offline: Offline, account: str, times: Times, running: bool) -> None:
+    def __init__(
+        self, session: Session, offline: Offline, account: str, times: Times, running: bool | None
+    ) -> None:
         self._session = session
         self._offline = offline
         self.account = account
@@ -61,6 +63,8 @@ class Findings:
         self.decision: Logged | None = None
         self.usages: list[Usage] = []
         self.bans: list[Entry] = []
+        #: Bans without effect, each with what stands before it.
+        self.masked: list[tuple[Entry, str]] = []
         self.remarks: list[str] = []
 
     def look(self, connection: sqlite3.Connection) -> None:
@@ -70,13 +74,14 @@ class Findings:
 
         offline = self._offline
         request, self.last = offline.typical(self.account)
+        # First of all: a counter that cannot be read ends it here, in one line.
+        self.usages = offline.usage(request)
         # An account without any room is refused at RCPT already; what only that stage is asked about counts, too.
         for stage in (RCPT, END_OF_MESSAGE):
             self.decision = logged(offline.decide(request._replace(stage=stage)))
             if self.decision.verdict != "pass":
                 break
-        self.usages = offline.usage(request)
-        self.bans = _bans(offline, request)
+        self.bans, self.masked = offline.bans(request)
         refusals = read.decisions(connection, read.Wanted(user=self.account, action="refuse"), 1)
         self.last_refusal = refusals[0] if refusals else None
         self._remark()
@@ -85,7 +90,9 @@ class Findings:
         from policyd.units import DAY
 
         now = self.times.now
-        if not self.running:
+        if self.running is None:
+            self.remarks.append("whether policyd runs is unknown; run policyctl as root")
+        elif not self.running:
             self.remarks.append(
                 "policyd does not run: Postfix answers by smtpd_policy_service_default_action meanwhile"
             )
@@ -106,6 +113,10 @@ class Findings:
                     self.remarks.append(f"paused{until}{by}{reason}; nothing but bans refuses")
                 else:
                     self.remarks.append(f"check {escape(mode.name)} is set to {mode.mode}{until}{by}{reason}")
+        for ban, allowed in self.masked:
+            self.remarks.append(
+                f"the ban of {ban.kind} {escape(ban.value) or '<>'} has no effect on this mail: {allowed} comes before it"
+            )
         configured = {rule.name: rule.mode for rule in self._offline.engine.rules}
         if "shadow" in configured.values():
             names = ", ".join(escape(name) for name, mode in configured.items() if mode == "shadow")
@@ -240,19 +251,6 @@ _WHERE_TO_LOOK = (
     "see Postfix's log for the login (journalctl -t postfix/submission/smtpd, /var/log/mail.log), 'policyctl status' for the "
     "stages that arrive, and 'postconf -n' and 'postconf -M' for check_policy_service in that service's restrictions"
 )
-
-
-def _bans(offline: Offline, request: Request) -> list[Entry]:
-    """Every ban in force that fits a message of the account, not only the one that answers."""
-    listing, now = offline.steering.bans, offline.now
-    found = [
-        listing.exact("user", request.account, now),
-        listing.exact("sender", request.sender_key, now),
-        listing.domain(request.sender_domain, now) if request.sender_domain else None,
-        listing.client(request.client_address, now),
-        listing.domain(request.client_name.lower(), now, kind="client") if request.client_name else None,
-    ]
-    return [entry for entry in found if entry is not None]
 
 
 def _ban_text(ban: Entry, times: Times) -> str:

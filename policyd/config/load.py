@@ -13,7 +13,7 @@ from policyd.config.positions import Path
 from policyd.config.reader import key_of, keys_of, read_table, refuse_unknown
 from policyd.config.sections import SECTIONS, CheckCommon, CheckSection, Config, Listener, TierSection
 from policyd.config.source import Document, read
-from policyd.config.values import NAME
+from policyd.config.values import ANY, NAME
 from policyd.errors import ConfigError
 from policyd.match import Network, NetworkSet
 from policyd.request import Site
@@ -175,7 +175,7 @@ class _Assembly:
         if not isinstance(tables, list):
             document.complain(("check",), "must be written with two brackets, [[check]]")
             return ()
-        checks = []
+        checks: list[CheckSection] = []
         places: dict[str, str] = {}
         for index, table in enumerate(tables):
             path = ("check", index)
@@ -189,8 +189,34 @@ class _Assembly:
                 text = f"a check of this name stands at {places[check.name]} already; give one of them another name"
                 document.complain(path, text)
             places.setdefault(check.name, check.place)
+            self._agree_on_counting(path, check, checks)
             checks.append(check)
         return tuple(checks)
+
+    def _agree_on_counting(self, path: Path, check: CheckSection, before: Iterable[CheckSection]) -> None:
+        """Two quota checks that look at one counter count a mail at one stage, or they would count it twice."""
+        if check.use != "quota":
+            return
+        mine = check.options
+        for other in before:
+            if other.use != "quota":
+                continue
+            theirs = other.options
+            # A client has a counter for each direction that a check is for.
+            same_mail = check.direction == other.direction or (
+                mine.per != "client" and ANY in (check.direction, other.direction)
+            )
+            if (
+                same_mail
+                and (mine.per, mine.count) == (theirs.per, theirs.count)
+                and mine.count_at != theirs.count_at
+            ):
+                self._document.complain(
+                    path,
+                    f"counts the same mail per {mine.per} as check {other.name!r} at {other.place}, but at another stage, so "
+                    "that each mail would count twice; give both the same count_at",
+                )
+                return
 
     def _check(self, path: Path, table: dict[str, Any], homes: Mapping[str, str]) -> CheckSection | None:
         document = self._document

@@ -129,7 +129,7 @@ class Server:
         help="Addresses in Postfix's spelling, or tables with address, label, for, allow_from, mode and group.",
     )
     deadline: int = setting(
-        values.deadline, 5 * SECOND, help="Every request is answered within this time, 10ms to 90s."
+        values.deadline, 5 * SECOND, help="Every request is answered within this time, 1s to 90s."
     )
     fail: Mapping[str, str] = _table(
         Fail,

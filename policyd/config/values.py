@@ -10,12 +10,14 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from policyd.match import fold
+from policyd.match import address_key, domain_key, fold
 from policyd.request import MX, SUBMISSION
 from policyd.settings import Reader, duration, one_of, size, string, whole
 from policyd.units import DAY, HOUR, SECOND, format_duration
 
 ANY = "any"
+#: The loop looks at what is due ten times a second, and a disk may take its time.
+MIN_DEADLINE = SECOND
 #: Postfix gives up after smtpd_policy_service_timeout, 100 s unless set (postconf(5)).
 MAX_DEADLINE = 90 * SECOND
 #: sockaddr_un holds 108 octets with the final NUL (unix(7)).
@@ -37,7 +39,7 @@ def domain(value: Any) -> str:
     text = fold(string(value).strip()).rstrip(".")
     if not text or text.startswith(".") or "@" in text or not _plain(text) or len(text) > 255:
         raise ValueError(f"{value!r} is no domain; write example.org")
-    return text
+    return domain_key(text)
 
 
 def domain_or_none(value: Any) -> str:
@@ -66,7 +68,7 @@ def _at_least(read: Reader, least: int, most: int, why: str) -> Reader:
 
 
 deadline = _at_least(
-    duration, 10, MAX_DEADLINE, "10ms to 90s; Postfix itself waits smtpd_policy_service_timeout, 100s"
+    duration, MIN_DEADLINE, MAX_DEADLINE, "1s to 90s; Postfix itself waits smtpd_policy_service_timeout, 100s"
 )
 retention = _at_least(duration, HOUR, 100 * 366 * DAY, "1h to 100 years; write 90d")
 connections = _at_least(whole, 1, 1_000_000, "1 to 1000000")
@@ -205,7 +207,7 @@ def member(value: Any) -> str:
         raise ValueError(
             f"{value!r} is no login; write alice@example.org, or @example.org for all of a domain"
         )
-    return text
+    return address_key(text)
 
 
 def size_text(value: int) -> str:

@@ -42,6 +42,7 @@ def restore_steering(connection: sqlite3.Connection, damaged: str, known: Steeri
         _readable(damaged) if known is None else [(table, row) for table in ROWS for row in known.rows(table)]
     )
     written = 0
+    base = _readable_time(damaged)
     connection.execute("BEGIN IMMEDIATE")
     try:
         for table, row in rows:
@@ -54,6 +55,9 @@ def restore_steering(connection: sqlite3.Connection, damaged: str, known: Steeri
                 # Damage may leave any value; the tables take only what means something.
                 continue
             written += 1
+        if base is not None:
+            # Expiries are ledger time: it has to go on where it stood.
+            connection.execute("INSERT OR REPLACE INTO ledger_state VALUES (1, ?, ?, ?, ?, ?, 0)", base)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -81,3 +85,18 @@ def _readable(damaged: str) -> list[tuple[str, Row]]:
     finally:
         connection.close()
     return rows
+
+
+def _readable_time(damaged: str) -> tuple[str | int, ...] | None:
+    """Where ledger time and the references stood in the damaged file, if it still says so."""
+    try:
+        connection = sqlite3.connect(f"file:{quote(os.path.abspath(damaged))}?mode=ro", uri=True)
+        try:
+            row = connection.execute(
+                "SELECT boot_id, boottime, ledger, wall, ref_seq FROM ledger_state WHERE typeof(ledger) = 'integer'"
+            ).fetchone()
+        finally:
+            connection.close()
+    except sqlite3.Error:
+        return None
+    return tuple(row) if row else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import stat
 from collections.abc import Iterator
 
 from policyd.errors import StoreBusy, StoreDamaged, StoreError, StoreRefused
@@ -31,6 +32,7 @@ _BUSY = {
 }
 # The file is shorter than it says it is: cut off, or emptied under the daemon's hands.
 _SHORTER = {"SQLITE_IOERR_SHORT_READ", "SQLITE_IOERR_CORRUPTFS"}
+_A_LINK = "{} is a symbolic link, with locks of its own beside it; name the file itself in [store] url"
 _DAMAGED = {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT"}
 
 
@@ -50,6 +52,8 @@ def open_for_daemon(path: str, durability: str = "full") -> sqlite3.Connection:
 
     :raises StoreError: it cannot be opened; :class:`StoreDamaged` and :class:`StoreRefused` say why.
     """
+    if os.path.islink(path):
+        raise StoreRefused(_A_LINK.format(path))
     try:
         # An empty file is what a start leaves that was cut short here.
         fresh = not os.path.exists(path) or os.stat(path).st_size == 0
@@ -92,14 +96,41 @@ def open_for_daemon(path: str, durability: str = "full") -> sqlite3.Connection:
     return connection
 
 
-@contextlib.contextmanager
-def as_owner(path: str) -> Iterator[None]:
-    """As root, act as the owner of the database; otherwise as who we are.
+def open_as_it_is(path: str) -> sqlite3.Connection:
+    """A connection for a daemon that cannot write at the moment; it reads what is there.
 
-    :raises StoreRefused: there is no database.
+    :raises StoreError: it cannot be read, or is of another schema.
     """
     try:
-        status = os.stat(path)
+        uri = f"file:{quoted(os.path.abspath(path))}?mode=ro"
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        try:
+            migrate.check_version(connection, path)
+        except BaseException:
+            connection.close()
+            raise
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
+    return connection
+
+
+def open_nowhere() -> sqlite3.Connection:
+    """An empty database in memory, for a daemon that cannot even read at the moment."""
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    migrate.migrate(connection, ":memory:")
+    return connection
+
+
+@contextlib.contextmanager
+def as_owner(path: str) -> Iterator[None]:
+    """As root, act as the owner of the database, without root's groups; otherwise as who we are.
+
+    Whoever may write in its directory must not get root to make or change files elsewhere: nothing there is followed, and
+    a file of root's in somebody else's directory is that one's concern.
+    :raises StoreRefused: there is no database, or a symbolic link in its place.
+    """
+    try:
+        status = os.lstat(path)
     except FileNotFoundError:
         raise StoreRefused(
             f"there is no database at {path}; start policyd once to make it, or name its configuration with --config"
@@ -108,17 +139,30 @@ def as_owner(path: str) -> Iterator[None]:
         raise StoreRefused(
             f"{path}: {error.strerror}; run policyctl as root or as the owner of the file"
         ) from None
+    if stat.S_ISLNK(status.st_mode):
+        raise StoreRefused(_A_LINK.format(path))
+    if os.geteuid() == 0 and status.st_uid == 0:
+        status = os.stat(os.path.dirname(os.path.abspath(path)))
     if os.geteuid() != 0 or status.st_uid == 0:
         yield
         return
-    group = os.getegid()
-    os.setegid(status.st_gid)
-    os.seteuid(status.st_uid)
+    group, groups = os.getegid(), os.getgroups()
     try:
+        try:
+            os.setgroups([])
+            os.setegid(status.st_gid)
+            os.seteuid(status.st_uid)
+        except OSError as error:
+            raise StoreRefused(
+                f"{path}: cannot act as its owner, uid {status.st_uid}: {error.strerror}; run policyctl as that user"
+            ) from None
         yield
     finally:
         os.seteuid(0)
         os.setegid(group)
+        # Without the right to change them they are what they were.
+        if os.getgroups() != groups:
+            os.setgroups(groups)
 
 
 @contextlib.contextmanager
@@ -149,9 +193,14 @@ def open_for_reading(path: str) -> Iterator[sqlite3.Connection]:
 @contextlib.contextmanager
 def _opened(path: str, mode: str) -> Iterator[sqlite3.Connection]:
     if not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
-        raise StoreRefused(f"{path}: permission denied; run policyctl as root or as the owner of the file")
+        what = (
+            "it belongs to another user than its directory; give it to that user with chown"
+            if os.getuid() == 0
+            else "run policyctl as root or as the owner of the file"
+        )
+        raise StoreRefused(f"{path}: permission denied; {what}")
     try:
-        uri = f"file:{_quoted(os.path.abspath(path))}?mode={mode}"
+        uri = f"file:{quoted(os.path.abspath(path))}?mode={mode}"
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=ADMIN_BUSY / 1000)
         try:
             migrate.check_version(connection, path)
@@ -162,5 +211,6 @@ def _opened(path: str, mode: str) -> Iterator[sqlite3.Connection]:
         raise translate(error, path) from error
 
 
-def _quoted(path: str) -> str:
+def quoted(path: str) -> str:
+    """``path`` as it stands in a file: URI."""
     return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")

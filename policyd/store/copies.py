@@ -99,7 +99,7 @@ def compact(path: str) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _as_owner(path: str) -> Iterator[None]:
-    with connect.as_owner(path if os.path.exists(path) else os.path.dirname(os.path.abspath(path))):
+    with connect.as_owner(path if os.path.lexists(path) else os.path.dirname(os.path.realpath(path))):
         yield
 
 

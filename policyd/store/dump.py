@@ -23,7 +23,7 @@ from policyd.steering import (
 )
 from policyd.store import admin
 from policyd.store.clock import ledger_now, wall
-from policyd.units import MAX_AMOUNT, UNITS, Limit, format_duration, parse_limit
+from policyd.units import MAX_AMOUNT, UNITS, Limit, format_duration, format_size, parse_limit
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Two times of a row that differ by less are the same one: a millisecond passes between reading two clocks.
@@ -201,7 +201,7 @@ def _about(table: str, row: Any) -> str:
     if isinstance(row, UserLimit):
         return f"limit {limit_text(row.unit, row.window, row.amount)}"
     if isinstance(row, Grant):
-        return f"grant of {row.amount} {row.unit}"
+        return f"grant of {format_size(row.amount) if row.unit == 'bytes' else f'{row.amount} {row.unit}'}"
     if isinstance(row, CheckMode):
         return f"mode {row.mode}"
     return f"{table} {row.kind}"

@@ -24,8 +24,8 @@ BITS = 1 << 24
 #: Transactions held in memory, and decisions of them all.
 TRANSACTIONS = 2_000
 DECISIONS = 8_000
-#: Partitions in which a transaction is looked for at the most; they hold over a million decisions.
-LOOKED_AT = 8
+#: Partitions in which a transaction is looked for at the most; they hold two million decisions.
+LOOKED_AT = 40
 #: Rows that are taken in by one step of filling.
 STEP_ROWS = 10_000
 

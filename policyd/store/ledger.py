@@ -222,12 +222,12 @@ class Ledger:
             self.partitions = before
             if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.ProgrammingError):
                 raise NotWritten(batch) from error
-            self._forget_decisions(batch)
+            self.forget_decisions(batch)
             raise
         self._clean()
         return batch
 
-    def _forget_decisions(self, batch: Batch) -> None:
+    def forget_decisions(self, batch: Batch) -> None:
         """Undo what was remembered of a batch that will be decided again."""
         for decision in batch.decisions:
             if decision is not None:

@@ -8,6 +8,7 @@ a checkpoint of another. The kernel drops a lock with the process that holds it,
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -18,8 +19,19 @@ from policyd.errors import StoreBusy, StoreRefused
 
 def _open(path: str) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise StoreRefused(
+                f"{path} is a symbolic link, which policyd never makes; look who did, and remove it"
+            ) from None
+        if error.errno in (errno.EROFS, errno.ENOSPC):
+            # A lock that is there can be held without writing; without one there is nobody to keep out.
+            with contextlib.suppress(OSError):
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            raise StoreRefused(
+                f"{path}: {error.strerror}; make room on that file system, or mount it writable"
+            ) from None
         raise StoreRefused(
             f"{path}: {error.strerror}; run it as the user that owns the database, or as root"
         ) from None
@@ -51,12 +63,16 @@ class DaemonLock:
         os.close(self._fd)
 
 
-def daemon_running(database: str) -> bool:
-    """Whether a daemon has the database open."""
+def daemon_running(database: str) -> bool | None:
+    """Whether a daemon has the database open; ``None`` when we may not look."""
     try:
-        fd = os.open(f"{database}.daemon-lock", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+        # A pipe in its place must not make us wait.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        fd = os.open(f"{database}.daemon-lock", flags)
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:
+        return None
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:

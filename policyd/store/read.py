@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from policyd.answer import escape
+from policyd.errors import StoreDamaged
 from policyd.match import NetworkSet
 from policyd.opinion import CounterKey
 from policyd.steering import client_network
@@ -375,45 +377,34 @@ def _accounts(connection: sqlite3.Connection, prefix: str, limit: int) -> list[s
 def counter(connection: sqlite3.Connection, key: CounterKey) -> Counter:
     """The counter of ``key``; an empty one when nothing was counted.
 
-    :raises ValueError: the row is damaged.
+    :raises StoreDamaged: the row cannot be read.
     """
     row = connection.execute(
         "SELECT cells FROM counter WHERE scope = ? AND value = ? AND unit = ?", tuple(key)
     ).fetchone()
-    return Counter.unpack(row[0]) if row else Counter()
+    try:
+        return Counter.unpack(row[0]) if row else Counter()
+    except ValueError as error:
+        raise StoreDamaged(
+            f"the counter of {key.scope} {escape(key.value)} ({key.unit}) cannot be read, and begins anew with the next mail: "
+            f"{error}; 'policyctl db check' looks for more"
+        ) from None
 
 
-def counters(connection: sqlite3.Connection, scope: str, unit: str) -> Iterator[tuple[str, Counter]]:
-    """Each value of ``scope`` for which ``unit`` was counted, with its counter."""
+def counters(connection: sqlite3.Connection, scope: str, unit: str) -> Iterator[tuple[str, Counter | None]]:
+    """Each value of ``scope`` for which ``unit`` was counted, with its counter; ``None`` when it cannot be read."""
     rows = connection.execute("SELECT value, cells FROM counter WHERE scope = ? AND unit = ?", (scope, unit))
     for value, cells in rows:
-        yield value, Counter.unpack(cells)
+        try:
+            yield value, Counter.unpack(cells)
+        except ValueError:
+            yield value, None
 
 
 def all_counters(connection: sqlite3.Connection) -> Iterator[tuple[CounterKey, bytes]]:
     """Every counter as it is stored."""
     for scope, value, unit, cells in connection.execute("SELECT scope, value, unit, cells FROM counter"):
         yield CounterKey(scope, value, unit), cells
-
-
-class Change(NamedTuple):
-    """A row of the history of changes by hand."""
-
-    wall_at: int
-    author: str
-    action: str
-    subject: str
-    detail: str
-    reason: str
-
-
-def history_of(connection: sqlite3.Connection, subject: str, limit: int) -> list[Change]:
-    """The newest changes by hand that were about ``subject``, newest first."""
-    rows = connection.execute(
-        "SELECT wall_at, author, action, subject, detail, reason FROM history WHERE subject = ? ORDER BY id DESC LIMIT ?",
-        (subject, limit),
-    )
-    return [Change(*row) for row in rows]
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import os
 import sqlite3
 
 from policyd.steering import Steering
-from policyd.store.connect import quoted, translate
+from policyd.store.connect import quoted
 from policyd.store.steering_sync import SteeringMirror
 
 log = logging.getLogger("policyd.store")
@@ -19,14 +19,15 @@ PATIENCE = 0.05
 class SteeringReader:
     """Gives the steering data as of now, or the last that could be read."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, known: Steering) -> None:
+        """
+        :param known: what holds until the file can be read.
+        """
         self._path = path
-        self._mirror: SteeringMirror
         self._failed = False
-        try:
-            self.open()
-        except sqlite3.Error as error:
-            raise translate(error, path) from error
+        self._mirror = SteeringMirror(sqlite3.connect(":memory:"))
+        self._mirror.steering = known
+        self.reopen()
 
     def open(self) -> None:
         """Open the file that is there now; it is never made here.

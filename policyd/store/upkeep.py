@@ -156,10 +156,7 @@ class Upkeep:
         if not closed:
             return False
         oldest = closed[0]
-        if (
-            oldest.closed_at < self._ledger.clock.now() - self._keep.decisions
-            or len(closed) >= partitions.MOST - 1
-        ):
+        if oldest.closed_at < self._ledger.clock.now() - self._keep.decisions:
             return self._drop(oldest)
         if not self._crowded:
             return False

@@ -20,7 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from policyd.decision import Decision, Operation
-from policyd.errors import StoreDamaged, StoreError
+from policyd.errors import StoreBusy, StoreDamaged, StoreError
+from policyd.steering import Steering
 from policyd.store import aside, connect
 from policyd.store.clock import LedgerClock, stored_base
 from policyd.store.ledger import Ledger, NotWritten, Settle
@@ -73,6 +74,7 @@ class Writer:
         self._queue: deque[Operation] = deque()
         self._wake = threading.Event()
         self._stopping = False
+        self._working = False
         self._next_retry = 0.0
         self._next_look = 0.0
         self._inode: tuple[int, int] | None = None
@@ -89,22 +91,35 @@ class Writer:
         :raises StoreError: it cannot be opened at all.
         """
         try:
-            self._open()
+            self._open(connect.open_for_daemon(self.path, self.durability))
+            self._inode = _inode(self.path)
         except StoreDamaged as error:
             self._begin_anew(str(error), None).close()
-            self._open()
-        self._inode = _inode(self.path)
+            self._open(connect.open_for_daemon(self.path, self.durability))
+            self._inode = _inode(self.path)
+        except StoreBusy as error:
+            # Locked, full, read-only: what comes after the start does not stop mail either.
+            self.sick = str(error)
+            log.error("store-sick: %s; starting in memory, up to %d decisions", error, self.most_in_memory)
+            try:
+                self._open(connect.open_as_it_is(self.path))
+            except (sqlite3.Error, StoreError) as trouble:
+                log.error(
+                    "store-sick: nothing can be read either (%s): no ban is known until that is mended",
+                    trouble,
+                )
+                self._open(connect.open_nowhere())
         self._upkeep = Upkeep(self._ledger, self.path, self.keep)
 
-    def _open(self) -> None:
-        connection = connect.open_for_daemon(self.path, self.durability)
+    def _open(self, connection: sqlite3.Connection) -> None:
         try:
             self.clock = LedgerClock(stored_base(connection))
             self._ledger = Ledger(connection, self.clock, self._settle, self._stopwatch, _report)
             # From the first moment on, policyctl finds the ledger time that this daemon goes by; the next batch
             # writes it too, so it can wait when somebody else is writing now.
-            with contextlib.suppress(sqlite3.OperationalError):
-                self._ledger.save_time()
+            if not self.sick:
+                with contextlib.suppress(sqlite3.OperationalError):
+                    self._ledger.save_time()
         except sqlite3.Error as error:
             connection.close()
             raise connect.translate(error, self.path) from error
@@ -112,6 +127,10 @@ class Writer:
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    def steering(self) -> Steering:
+        """The steering data as of the last batch."""
+        return self._ledger.steering
 
     def submit(self, operation: Operation) -> None:
         """Queue an operation; its decision comes by ``deliver``."""
@@ -122,6 +141,10 @@ class Writer:
     def give_way(self) -> None:
         """Called on the loop before it takes something up: let the writer end what it is deciding."""
         self._ledger.turn.give_way()
+
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing is being decided."""
+        return not self._queue and not self._working
 
     def alive(self) -> bool:
         """Whether the thread runs, as it should from :meth:`start` to :meth:`stop`."""
@@ -159,10 +182,12 @@ class Writer:
     def _turn(self) -> bool:
         """Everything that waits, then a step of upkeep; whether there is more of that to do at once."""
         while self._queue:
+            self._working = True
             operations: list[Operation] = []
             while self._queue and len(operations) < BATCH:
                 operations.append(self._queue.popleft())
             self._hand_back(operations, self._run_safely(operations))
+            self._working = False
             self._upkeep_if_due()
         if self.sick:
             self._try_to_heal()
@@ -219,6 +244,8 @@ class Writer:
                 self._ledger.keep(batch)
                 room -= 1
             else:
+                # Nothing was counted, so nothing has to be known again.
+                self._ledger.forget_decisions(batch)
                 self.untold += 1
             decisions += batch.decisions
         return decisions

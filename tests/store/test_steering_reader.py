@@ -26,7 +26,7 @@ def fresh(path: Path, *users: str) -> sqlite3.Connection:
 def test_what_is_in_the_database_now(tmp_path: Path) -> None:
     """Each look sees what was committed before it, also while somebody writes."""
     daemon = fresh(tmp_path / "p.db", "a")
-    reader = SteeringReader(str(tmp_path / "p.db"))
+    reader = SteeringReader(str(tmp_path / "p.db"), Steering())
     assert banned(reader.steering()) == {"a"}
     daemon.execute("DELETE FROM ban")
     daemon.execute("BEGIN IMMEDIATE")
@@ -43,7 +43,7 @@ def test_what_is_known_holds_while_nothing_can_be_read(
 ) -> None:
     """Told once, and again after it was well."""
     daemon = fresh(tmp_path / "p.db", "a")
-    reader = SteeringReader(str(tmp_path / "p.db"))
+    reader = SteeringReader(str(tmp_path / "p.db"), Steering())
     for _ in range(2):
         daemon.execute("INSERT INTO allow VALUES ('sender', 'x', '', 'root', 0, 0)")
         daemon.execute("ALTER TABLE allow RENAME TO away")
@@ -63,7 +63,7 @@ def test_a_file_in_the_place_of_the_old_one(tmp_path: Path, caplog: pytest.LogCa
     """Read after it was told; one that cannot be read leaves what is known."""
     path = tmp_path / "p.db"
     fresh(path, "a").close()
-    reader = SteeringReader(str(path))
+    reader = SteeringReader(str(path), Steering())
     path.rename(tmp_path / "old.db")
     fresh(path, "b").close()
     reader.reopen()
