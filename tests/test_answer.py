@@ -151,18 +151,6 @@ def test_a_refusal_beats_hold_beats_a_header_beats_dunno() -> None:
         assert make_answer(verb, "text").strength == REFUSE
 
 
-def test_permanent_means_do_not_try_again() -> None:
-    """Five hundred and REJECT; nothing else."""
-    assert [make_answer(verb, "x").permanent for verb in ("REJECT", "550", "450", "DEFER", "HOLD")] == [
-        True,
-        True,
-        False,
-        False,
-        False,
-    ]
-    assert not DUNNO.permanent
-
-
 def test_an_answer_reads_as_postfix_reads_it() -> None:
     """In the log and in `policyctl explain`."""
     assert str(DUNNO) == "DUNNO"

@@ -306,7 +306,7 @@ def test_a_failing_check_may_defer() -> None:
     assert outcome(proposal) == (FAILED, "bad", "failed")
     assert asked(after) == 0
     assert make_answer(*FAILED) == FAILED
-    assert not FAILED.permanent
+    assert FAILED.verb == "451"
 
 
 def test_a_failing_check_in_shadow_defers_nobody() -> None:

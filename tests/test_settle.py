@@ -278,7 +278,19 @@ def test_a_message_alone_above_a_limit_is_refused_for_good(on_breach: str) -> No
     refused = ledger.decide(end_of("i", 6))
     assert refused.answer.verb == "550"
     assert refused.reason == "more than the whole limit: 0+6 of 5 recipients per 1h"
+    assert str(refused.answer) == (
+        "550 5.7.1 Message too large for the sending limit; 6 of at most 5 recipients per hour. "
+        f"ref {refused.ref}"
+    )
     assert ledger.decide(end_of("j", 5)).verdict == "pass"
+
+
+def test_a_message_of_too_many_bytes_is_told_its_size() -> None:
+    """As people write sizes; what the window holds already does not matter."""
+    ledger = FakeLedger(engine(quota_rule("2MB per 1d")))
+    ledger.decide(ask(size="1000000"))
+    refused = ledger.decide(ask(size="3000000"))
+    assert "too large for the sending limit; 3MB of at most 2MB of mail per day. ref" in refused.answer.text
 
 
 @pytest.mark.parametrize(("on_breach", "verb"), [("defer", "450"), ("reject", "550")])

@@ -225,3 +225,38 @@ def test_try_reads_a_file_in_postfix_form(sample: Sample, policyctl: Run, config
     assert ran.err.startswith(f"policyctl: {file}: no policy request")
     assert policyctl("try", str(file) + "-missing").code == 1
     assert policyctl("try", "sender", "user=x").code == 2
+
+
+def test_mail_from_outside_has_no_account(sample: Sample, policyctl: Run) -> None:
+    """The client stands in its own line, and not as an account."""
+    decided = sample.ask(sasl_method="", sasl_username="", policy_context="", queue_id="4QXABC")
+    assert decided.request.account == ""
+    text = policyctl("explain", "4QXABC").out
+    assert f"  client      {decided.request.client_address}" in text
+    assert "  account " not in text
+
+
+@pytest.mark.parametrize(
+    "damage", ['{"checks": [["a"]]}', "[]", "{", '{"limits": [[1, 2, 3, 4, 5, 6, 7, 8]]}', "7"]
+)
+@pytest.mark.parametrize("column", ["detail", "charges"])
+def test_a_decision_that_cannot_be_read_is_told_in_one_line(
+    sample: Sample, policyctl: Run, column: str, damage: str
+) -> None:
+    """It is named; the list for people, which needs none of that, goes on."""
+    if (column, damage) == ("charges", "[]"):
+        return
+    sample.ask(queue_id="4QXABC")
+    table = next(
+        name
+        for (name,) in sample.connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+        if name.startswith("decision_") and name[9:].isdigit()
+    )
+    sample.connection.execute(f"UPDATE {table} SET {column} = ?", (damage,))
+    for command in (("explain", "4QXABC"), ("log", "--json")):
+        ran = policyctl(*command)
+        assert ran.code == 1
+        assert "decision 1 of" in ran.err
+        assert "cannot be read" in ran.err
+        assert ran.err.count("\n") == 1
+    assert len(policyctl("log").out.splitlines()) == 1

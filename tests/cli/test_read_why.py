@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from policyd.units import DAY, HOUR
 from tests.cli.conftest import Run
 from tests.sample_database import Sample
@@ -54,6 +58,131 @@ def test_a_ban_is_named_with_who_set_it_and_what_lifts_it(sample: Sample, policy
     for command in found["helps"]:
         assert policyctl(*command.split()[1:]).code == 0, command
     assert policyctl("why", "alice", "--json").json["can_send"] is True
+
+
+def test_why_lists_the_bans_that_hold_and_no_others(
+    sample: Sample, policyctl: Run, config_path: Path
+) -> None:
+    """What is never banned, or is no name at all, is not told as banned; a name's final dot does not matter."""
+    sample.ask(sender="boss@example.org", client_name="host.example.net.")
+    for ban in (
+        ("domain", "example.org"),
+        ("client", "unknown"),
+        ("client", "example.net"),
+        ("client", "192.0.2.0/24"),
+    ):
+        assert policyctl("ban", *ban).code == 0
+    found = policyctl("why", "alice", "--json").json
+    assert [(ban["kind"], ban["value"]) for ban in found["bans"]] == [
+        ("domain", "example.org"),
+        ("client", "192.0.2.0/24"),
+        ("client", "example.net"),
+    ]
+    text = config_path.read_text().replace(
+        'use = "bans"', 'use = "bans"\nnever = ["boss@example.org", "192.0.2.1"]'
+    )
+    config_path.write_text(text)
+    sample.ask(sender="boss@example.org", client_address="192.0.2.1", client_name="unknown")
+    found = policyctl("why", "alice", "--json").json
+    assert (found["bans"], found["can_send"]) == ([], True)
+
+
+def test_a_ban_in_shadow_is_not_what_stops_an_account(sample: Sample, policyctl: Run) -> None:
+    """It is recorded as what would have been."""
+    sample.ask()
+    assert policyctl("ban", "user", "alice").code == 0
+    assert policyctl("check", "shadow", "bans", "--for", "1h").code == 0
+    found = policyctl("why", "alice", "--json").json
+    assert (found["bans"], found["can_send"]) == ([], True)
+
+
+def test_a_ban_under_an_allow_is_told_to_have_no_effect(sample: Sample, policyctl: Run) -> None:
+    """By ban when it is set, and by why; without the allow it holds, and nothing is said."""
+    sample.ask()
+    assert policyctl("allow", "client", "192.0.2.0/24").code == 0
+    said = policyctl("ban", "user", "alice").err
+    assert "allowed client 192.0.2.0/24 (check allow) comes before the bans" in said
+    assert "no effect" in said
+    found = policyctl("why", "alice", "--json").json
+    assert (found["can_send"], found["bans"]) == (True, [])
+    assert any(
+        f"the ban of user {ALICE} has no effect on this mail: allowed client 192.0.2.0/24" in remark
+        for remark in found["remarks"]
+    )
+    assert policyctl("unallow", "client", "192.0.2.0/24").code == 0
+    assert policyctl("ban", "user", "alice").err == ""
+    assert policyctl("why", "alice", "--json").json["can_send"] is False
+
+
+@pytest.mark.parametrize(
+    ("allow", "ban", "warned"),
+    [
+        (("domain", "example.net"), ("sender", "news@example.net"), True),
+        (("domain", "example.net"), ("domain", "mail.example.net"), True),
+        (("domain", ".example.net"), ("domain", "example.net"), False),
+        (("domain", ".example.net"), ("domain", ".example.net"), True),
+        (("client", "example.net"), ("client", "mx.example.net"), True),
+        (("client", "192.0.2.0/24"), ("client", "192.0.2.7"), True),
+        (("client", "192.0.2.0/24"), ("client", "198.51.100.7"), False),
+        (("recipient", "abuse@example.org"), ("sender", "news@example.net"), False),
+    ],
+)
+def test_each_kind_of_ban_is_warned_of_an_allow_that_covers_it(
+    sample: Sample, policyctl: Run, allow: tuple[str, str], ban: tuple[str, str], warned: bool
+) -> None:
+    """An allow that covers the banned value is told, and only one that does."""
+    assert policyctl("allow", *allow).code == 0
+    assert ("no effect" in " ".join(policyctl("ban", *ban).err.split())) is warned
+
+
+def test_bans_before_the_allow_are_not_warned_of(sample: Sample, policyctl: Run, config_path: Path) -> None:
+    """Only what stands earlier lets pass."""
+    text = config_path.read_text()
+    for old, new in (('"allow"', '"x"'), ('"bans"', '"allow"'), ('"x"', '"bans"')):
+        text = text.replace(f"use = {old}", f"use = {new}")
+    config_path.write_text(text)
+    sample.ask()
+    assert policyctl("allow", "client", "192.0.2.0/24").code == 0
+    assert policyctl("ban", "user", "alice").err == ""
+    assert policyctl("why", "alice", "--json").json["can_send"] is False
+
+
+def test_a_counter_that_cannot_be_read_is_told_in_one_line(sample: Sample, policyctl: Run) -> None:
+    """quota show and why name it; quota top leaves it out, says so, and ranks the others."""
+    sample.ask(recipient="", recipient_count="2")
+    sample.ask(recipient="", recipient_count="3", sasl_username="bob")
+    damaged = "UPDATE counter SET cells = ? WHERE value = ?"
+    for cells in (b"no counter", b""):
+        sample.connection.execute(damaged, (cells, ALICE))
+        for command in (("quota", "show", "alice"), ("why", "alice")):
+            ran = policyctl(*command)
+            assert ran.code == 1
+            assert ran.err.count("\n") == 1
+            assert f"the counter of user {ALICE} (recipients/external) cannot be read" in ran.err
+        ran = policyctl("quota", "top", "--json")
+        assert ran.code == 0
+        assert [row["value"] for row in ran.json] == ["bob@example.org"]
+        assert f"the counter of user {ALICE}" in ran.err
+        assert "is left out" in ran.err
+
+
+@pytest.mark.parametrize("running", [None, False])
+def test_whether_policyd_runs_may_be_unknown(
+    sample: Sample, policyctl: Run, monkeypatch: pytest.MonkeyPatch, running: bool | None
+) -> None:
+    """Who may not look is told so by each command, and never that it does not run; prune leaves its hands off."""
+    from policyd.store import locks
+
+    sample.ask()
+    monkeypatch.setattr(locks, "daemon_running", lambda path: running)
+    for command in (("status",), ("why", "alice")):
+        out = policyctl(*command).out
+        assert ("whether policyd runs is unknown; run policyctl as root" in out) is (running is None)
+        assert ("policyd does not run" in out) is (running is False)
+    assert policyctl("status").code == (1 if running is None else 4)
+    assert policyctl("status", "--json").json["running"] is running
+    if running is None:
+        assert "whether policyd runs is unknown, so nothing was changed" in policyctl("db", "prune").out
 
 
 def test_why_decides_like_the_next_request(sample: Sample, policyctl: Run) -> None:

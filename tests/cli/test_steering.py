@@ -228,7 +228,7 @@ def test_show_of_each_noun(place: Place) -> None:
     place.run("grant", "alice", "5MB", "--for", "1h")
     assert "phished" in place.run("ban", "show", "user", "alice").output
     assert "198.51.100.0/24" in place.run("allow", "show", "client", "198.51.100.0/24").output
-    assert "5000000" in place.run("grant", "show", "1").output
+    assert "5MB" in place.run("grant", "show", "1").output
     assert place.json("grant", "show", "alice")[0]["amount"] == 5_000_000
     assert "quota" in place.run("check", "show", "quota").output
     for words in (("ban", "show", "user", "bob"), ("allow", "show", "client", "::1"), ("grant", "show", "9")):
@@ -493,6 +493,31 @@ def test_an_edited_dump(place: Place) -> None:
         ("c.example.net", ""),
         ("a@example.net", "spam"),
     ]
+
+
+def test_an_empty_file_takes_nothing_back_unless_forced(place: Place) -> None:
+    """A pipe that failed before it must not lift every ban; an empty file without --replace, or a dry run, does nothing."""
+    place.run("ban", "sender", "a@example.net")
+    for nothing in ("", "\n \n"):
+        ran = place.run("load", "--replace", "-", stdin=nothing)
+        assert ran.exit_code == 1
+        assert "stdin is empty, and --replace would take back all that is in force; add --force" in ran.stderr
+        assert place.run("load", "-", stdin=nothing).output == "nothing to do\n"
+        assert "1 removed" in place.run("load", "--replace", "--dry-run", "-", stdin=nothing).output
+        assert len(place.json("bans")) == 1
+    assert place.run("load", "--replace", "--force", "-", stdin="").output == "1 removed\n"
+    assert place.json("bans") == []
+
+
+def test_grants_of_bytes_are_shown_as_sizes(place: Place) -> None:
+    """To people; programs get the number of bytes."""
+    granted = place.run("grant", "alice", "500MB", "--for", "1h", "--force").output
+    assert "500MB more in every window" in granted
+    listed = place.run("grant", "list").output
+    assert "500MB" in listed
+    assert "500000000" not in granted + listed
+    assert place.json("grant", "list")[0]["amount"] == 500_000_000
+    assert "grant 1 of 500MB is taken back" in place.run("grant", "rm", "alice").output
 
 
 def test_grants_of_another_database(place: Place) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -301,7 +302,12 @@ timeout = "2s"
             "[[server.listen]]\naddress='unix:/a'\nmod='0660'",
             "3: server.listen[1].mod: unknown key; did you mean mode?",
         ),
-        ("[server]\ndeadline = '2h'", "2: server.deadline: '2h' is outside 10ms to 90s"),
+        ("[server]\ndeadline = '2h'", "2: server.deadline: '2h' is outside 1s to 90s"),
+        ("[server]\ndeadline = '999ms'", "2: server.deadline: '999ms' is outside 1s to 90s"),
+        (
+            "[[check]]\nuse = 'quota'\n[[check]]\nuse = 'quota'\nname = 'rcpt'\nfor = 'submission'\ncount_at = 'rcpt'",
+            "3: check \"rcpt\": counts the same mail per user as check 'quota' at policyd.toml:1, but at another stage",
+        ),
         ("[server]\nmax_connections = 0", "0 is outside 1 to 1000000"),
         ("[server]\nfail = 'defer'", "2: server.fail: must be a table { ... } of submission, mx"),
         ("[server.fail]\nmxs = 'defer'", "2: server.fail.mxs: unknown key; did you mean mx?"),
@@ -494,3 +500,30 @@ def test_the_policy_version_tells_policies_apart(write: Write, old: str, new: st
     """Whatever may change a decision changes the version."""
     assert old in POLICY
     assert loaded(write(POLICY)).policy_version != loaded(write(POLICY.replace(old, new))).policy_version
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"per": "user"}, {"per": "user-domain", "limits": ["5 messages per 1h"]}),
+        ({"count": "all"}, {"count": "external"}),
+        ({"per": "client", "for": "submission"}, {"per": "client", "for": "mx"}),
+        ({"per": "client", "for": "any"}, {"per": "client", "for": "mx"}),
+        ({"count_at": "rcpt"}, {"count_at": "rcpt"}),
+    ],
+)
+def test_quotas_with_counters_of_their_own_may_count_at_different_stages(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    """Only one counter must not be fed from two stages."""
+    text = ""
+    for name, given in (("one", first), ("two", second)):
+        table = {
+            "limits": ["5 messages per 1h"],
+            "count_at": "rcpt" if name == "two" else "end-of-message",
+        } | given
+        text += f"[[check]]\nuse = 'quota'\nname = '{name}'\n"
+        text += "".join(f"{key} = {value!r}\n" for key, value in table.items())
+    path = tmp_path / "policyd.toml"
+    path.write_text(text)
+    assert len(load(path, checks.options_of).checks) == 2

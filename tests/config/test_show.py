@@ -140,7 +140,7 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
             ),
             server=table(
                 listen=st.lists(st.one_of(sockets, inets), min_size=1, max_size=4, unique_by=address_of),
-                deadline=st.integers(10, 90_000).map(format_duration),
+                deadline=st.integers(1_000, 90_000).map(format_duration),
                 max_connections=st.integers(1, 10**6),
                 fail=table(submission=st.sampled_from(["defer", "dunno", "reject"]), mx=st.just("defer")),
             ),
@@ -353,7 +353,7 @@ def test_every_key_is_documented() -> None:
         "", "site", "server", "server.listen", "server.fail", "store", "log", "keep", "tiers", "tier.NAME", "check",
         "check allow", "check bans", "check quota",
     }  # fmt: skip
-    assert ("server", "deadline", '"5s"', "Every request is answered within this time, 10ms to 90s.") in rows
+    assert ("server", "deadline", '"5s"', "Every request is answered within this time, 1s to 90s.") in rows
 
 
 @dataclass(frozen=True)

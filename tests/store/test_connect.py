@@ -106,6 +106,111 @@ def test_as_root_files_are_made_as_the_owner_s(tmp_path: Path) -> None:
     assert os.geteuid() == os.getuid()
 
 
+def test_a_symbolic_link_is_no_database(tmp_path: Path) -> None:
+    """Neither the daemon nor policyctl takes it, and nothing is made beside it or where it leads."""
+    there = tmp_path / "there"
+    there.mkdir()
+    open_for_daemon(str(there / "policyd.db")).close()
+    before = sorted(there.iterdir())
+    link = tmp_path / "policyd.db"
+    for target in (there / "policyd.db", there / "nothing"):
+        link.symlink_to(target)
+        for opening in (open_for_admin, open_for_reading):
+            with pytest.raises(StoreRefused, match=r"is a symbolic link.*name the file itself"):
+                opening(str(link)).__enter__()
+        with pytest.raises(StoreRefused, match="is a symbolic link"):
+            open_for_daemon(str(link))
+        link.unlink()
+    assert sorted(there.iterdir()) == before
+    assert list(tmp_path.iterdir()) == [there]
+
+
+def test_a_directory_may_be_a_symbolic_link(tmp_path: Path) -> None:
+    """As /var/lib/NAME is with systemd's DynamicUser."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "policyd").symlink_to("private")
+    path = str(tmp_path / "policyd" / "policyd.db")
+    open_for_daemon(path).close()
+    with open_for_admin(path) as connection:
+        connection.execute("INSERT INTO ban VALUES ('user', 'a', '', 'root', 0, 0)")
+
+
+class Identity:
+    """Who the process is, as the system would keep it; root at first, with a group of root's."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owners: dict[str, int]) -> None:
+        self.user, self.group, self.groups = 0, 0, [0, 4]
+        genuine = os.lstat
+
+        def status(path: str) -> os.stat_result:
+            found = list(genuine(path))
+            found[stat.ST_UID] = found[stat.ST_GID] = owners[os.fspath(path)]
+            return os.stat_result(found)
+
+        for name, replacement in {
+            "lstat": status,
+            "stat": status,
+            "geteuid": lambda: self.user,
+            "getegid": lambda: self.group,
+            "getgroups": lambda: list(self.groups),
+            "seteuid": lambda user: setattr(self, "user", user),
+            "setegid": lambda group: setattr(self, "group", group),
+            "setgroups": lambda groups: setattr(self, "groups", list(groups)),
+        }.items():
+            monkeypatch.setattr(connect.os, name, replacement)
+
+    @property
+    def now(self) -> tuple[int, int, list[int]]:
+        return self.user, self.group, self.groups
+
+
+@pytest.mark.parametrize(
+    ("file", "directory", "acts_as"),
+    [
+        (1000, 1000, (1000, 1000, [])),
+        (0, 1000, (1000, 1000, [])),
+        (1000, 0, (1000, 1000, [])),
+        (0, 0, (0, 0, [0, 4])),
+    ],
+)
+def test_root_acts_as_whoever_could_have_put_the_file_there(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: int,
+    directory: int,
+    acts_as: tuple[int, int, list[int]],
+) -> None:
+    """A file of root's in a directory of somebody else's gives that one nothing of root's, groups included."""
+    path = tmp_path / "policyd.db"
+    path.touch()
+    with monkeypatch.context() as patch:
+        identity = Identity(patch, {str(path): file, str(tmp_path): directory})
+        with connect.as_owner(str(path)):
+            assert identity.now == acts_as
+        assert identity.now == (0, 0, [0, 4])
+
+
+def test_root_without_the_right_to_be_somebody_else_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container without CAP_SETGID, say: one line, and nothing was done."""
+    path = tmp_path / "policyd.db"
+    path.touch()
+
+    def refused(groups: list[int]) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        identity = Identity(patch, {str(path): 1000})
+        patch.setattr(connect.os, "setgroups", refused)
+        with (
+            pytest.raises(StoreRefused, match="cannot act as its owner, uid 1000"),
+            connect.as_owner(str(path)),
+        ):
+            raise AssertionError("acted as root")
+        assert identity.now == (0, 0, [0, 4])
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

@@ -78,6 +78,38 @@ def test_without_a_database_no_daemon_runs(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_where_we_may_not_look_it_is_unknown_whether_a_daemon_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No answer is better than a wrong one. Root may look everywhere, so the system's refusal is put in its place."""
+
+    def refused(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    DaemonLock(str(tmp_path / "policyd.db")).release()
+    monkeypatch.setattr(locks.os, "open", refused)
+    assert daemon_running(str(tmp_path / "policyd.db")) is None
+
+
+def test_a_pipe_in_the_place_of_the_lock_makes_nobody_wait(tmp_path: Path) -> None:
+    """Who owns the directory could put one there, and root asks."""
+    os.mkfifo(tmp_path / "policyd.db.daemon-lock")
+    assert daemon_running(str(tmp_path / "policyd.db")) is False
+
+
+def test_no_lock_follows_a_symbolic_link(tmp_path: Path) -> None:
+    """Whoever owns the directory would have root make a file anywhere."""
+    database, elsewhere = str(tmp_path / "policyd.db"), tmp_path / "elsewhere"
+    for name in ("daemon-lock", "write-lock"):
+        os.symlink(elsewhere, f"{database}.{name}")
+    with pytest.raises(StoreRefused, match=r"daemon-lock is a symbolic link.*remove it"):
+        DaemonLock(database)
+    with pytest.raises(StoreRefused, match="write-lock is a symbolic link"), write_lock(database):
+        pass
+    assert daemon_running(database) is None
+    assert not elsewhere.exists()
+
+
 def test_one_change_at_a_time(tmp_path: Path) -> None:
     """A second one is told to try again; a checkpoint does not wait at all."""
     database = str(tmp_path / "policyd.db")
