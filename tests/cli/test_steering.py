@@ -501,7 +501,7 @@ def test_an_empty_file_takes_nothing_back_unless_forced(place: Place) -> None:
     for nothing in ("", "\n \n"):
         ran = place.run("load", "--replace", "-", stdin=nothing)
         assert ran.exit_code == 1
-        assert "stdin is empty, and --replace would take back all that is in force; add --force" in ran.stderr
+        assert "stdin is empty, and --replace would take back all that is in force; add --force" in ran.output
         assert place.run("load", "-", stdin=nothing).output == "nothing to do\n"
         assert "1 removed" in place.run("load", "--replace", "--dry-run", "-", stdin=nothing).output
         assert len(place.json("bans")) == 1
