@@ -14,6 +14,8 @@ from policyd.opinion import ENFORCE, OFF, SHADOW, Heard, Opinion, Proposal
 from policyd.request import END_OF_MESSAGE, STAGES, Request
 from policyd.steering import EVERY_CHECK, Steering
 
+#: Makes a named tuple without the step of the interpreter that its own constructor is; for what each request makes.
+_new = tuple.__new__
 #: What is answered for a check that failed and says ``on_error = "defer"``.
 FAILED = Answer("451", "4.3.0 Policy check failed, try again later; ref {ref}")
 
@@ -90,7 +92,7 @@ class Engine:
                 opinion = Opinion(FAILED, "failed") if rule.on_error == "defer" else None
                 answer, strength = (DUNNO, PASS) if opinion is None else (FAILED, REFUSE)
             after = stopwatch()
-            heard.append(Heard(rule.name, mode, opinion, (after - before) // 1000, error))
+            heard.append(_new(Heard, (rule.name, mode, opinion, (after - before) // 1000, error)))
             before = after
             if opinion is None or mode != ENFORCE or (answer is DUNNO and not opinion.final):
                 continue

@@ -26,6 +26,8 @@ from policyd.steering import Steering
 from policyd.units import MAX_AMOUNT, Limit, format_duration, format_size, spoken_window
 from policyd.window import Counter, slot_width
 
+#: Makes a named tuple without the step of the interpreter that its own constructor is; for what each request makes.
+_new = tuple.__new__
 #: Stands for the reference in what was never sent.
 NO_REF = "-----"
 EMPTY = '""'
@@ -178,16 +180,19 @@ def settle(
                 # Each counter counts once, however many checks look at it.
                 known = charges.get(key)
                 charges[key] = (widths if known is None else tuple({*known[0], *widths}), amount)
-    settled = Settled(
-        answer,
-        REFUSED if strength == REFUSE else HELD if strength == HOLD else PASSED,
-        by,
-        reason,
-        ref,
-        " | ".join(would)[:800] if would else "",
-        _detail(proposal.heard, trials),
-        _charges_text(charges) if charges else standing,
-        mark,
+    settled = _new(
+        Settled,
+        (
+            answer,
+            REFUSED if strength == REFUSE else HELD if strength == HOLD else PASSED,
+            by,
+            reason,
+            ref,
+            " | ".join(would)[:800] if would else "",
+            _detail(proposal.heard, trials),
+            _charges_text(charges) if charges else standing,
+            mark,
+        ),
     )
     # Counted only now that nothing can fail any more.
     if strength == REFUSE and passed_before and earlier is not None and earlier.charges:
@@ -260,7 +265,7 @@ def _try(
     scope, value, grants = quota.scope, quota.value, quota.grants
     for unit, name, limits, widths in counted(quota.limits, quota.external is not None) if amounts else ():
         amount = amounts[unit]
-        key = CounterKey(scope, value, name)
+        key = _new(CounterKey, (scope, value, name))
         if quota.counts and amount:
             charges.append((key, widths, amount))
         if not testing:
@@ -285,7 +290,7 @@ def _try(
                 if worst is None or (amount > allowed and not worst.alone):
                     worst = Trial(limit, allowed, key, used, amount)
     answer = _breach(quota, worst, twice, now, state, local_time) if worst is not None else None
-    return Trials(heard, numbers, charges, worst, answer)
+    return _new(Trials, (heard, numbers, charges, worst, answer))
 
 
 def _breach(

@@ -57,10 +57,12 @@ class Check:
     def __init__(self, options: Options, context: Context) -> None:
         self._options = options
         self._never = Never(options.never)
+        #: No ban now; to be asked again when the decision is settled.
+        self._again = Opinion(standing=self)
 
     async def check(self, request: Request, now: int, steering: Steering) -> Opinion:
         """The refusal when a ban is in force; otherwise the intent to ask again when the decision is settled."""
-        return self.judge(request, steering, now) or Opinion(standing=self)
+        return self.judge(request, steering, now) or self._again
 
     def judge(self, request: Request, steering: Steering, now: int) -> Opinion | None:
         """The refusal when a ban is in force at ledger time ``now``."""

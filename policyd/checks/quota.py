@@ -13,12 +13,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from policyd.answer import DUNNO
 from policyd.checks import Context
 from policyd.opinion import Opinion, Quota
 from policyd.request import END_OF_MESSAGE, RCPT, Request
 from policyd.settings import limit, list_of, one_of, setting, template
 from policyd.steering import Steering
 from policyd.units import Limit
+
+#: Makes a named tuple without the step of the interpreter that its own constructor is; for what each request makes.
+_new = tuple.__new__
 
 SCOPES = ("user", "user-domain", "sender", "sender-domain", "client", "server")
 TEXT_FIELDS = ("unit", "used", "limit", "window", "until", "ref", "user")
@@ -100,8 +104,9 @@ class Check:
             grants = steering.granted(value, now)
         if not limits:
             return None
-        return Opinion(
-            quota=Quota(
+        quota = _new(
+            Quota,
+            (
                 self._scope,
                 value,
                 self._external,
@@ -110,8 +115,9 @@ class Check:
                 request.stage == self._counts_at,
                 self._options.on_breach,
                 self._options.text,
-            )
+            ),
         )
+        return _new(Opinion, (DUNNO, "", False, quota, None))
 
     def value(self, request: Request) -> str:
         """Whose counter this is within the scope; empty when the request has none."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -34,6 +35,8 @@ from policyd.window import Counter
 
 log = logging.getLogger("policyd.store")
 
+#: Makes a named tuple without the step of the interpreter that its own constructor is; for what each request makes.
+_new = tuple.__new__
 #: Counters kept in memory.
 CACHED = 8_000
 
@@ -153,6 +156,9 @@ class Ledger:
         known = partitions.catalogue(self.connection)
         self.mirror.load()
         # Numbers that were given out in memory are not given out again.
+        if row is None and not self._ref_seq:
+            # A new database begins anywhere: a reference in an old bounce must not find a decision of this one.
+            self._ref_seq = secrets.randbelow(_REF_SPACE)
         self._ref_seq, self._last_id = (
             max(self._ref_seq, row[0] if row else 0),
             max(self._last_id, row[1] if row else 0),
@@ -350,7 +356,9 @@ class Ledger:
                 settled = settled._replace(mark=f"{settled.mark} {mark}".strip())
             self._last_id += 1
             micros = (stopped - operation.received) // 1000
-            decision = Decision(self._last_id, now, wall_now, request, settled, proposal.policy, micros)
+            decision = _new(
+                Decision, (self._last_id, now, wall_now, request, settled, proposal.policy, micros)
+            )
             decisions.append(decision)
             if request.instance:
                 self.instances.add(decision)
@@ -380,7 +388,7 @@ class Ledger:
         """See :class:`policyd.settle.State`."""
         self.counter(key).charge(widths, amount, at)
         self._dirty.add(key)
-        self._charges.append(Charge(key, widths, amount, at))
+        self._charges.append(_new(Charge, (key, widths, amount, at)))
 
     def earlier(self, request: Request) -> Earlier | None:
         """See :class:`policyd.settle.State`."""
@@ -411,9 +419,9 @@ class Ledger:
                 if quota is None:
                     continue
                 for unit in counted_units(quota.limits, quota.external is not None):
-                    key = CounterKey(quota.scope, quota.value, unit)
-                    if key not in counters:
-                        keys.add(key)
+                    # A plain tuple finds what a CounterKey does.
+                    if (quota.scope, quota.value, unit) not in counters:
+                        keys.add(CounterKey(quota.scope, quota.value, unit))
         if keys:
             self._read_counters(keys)
         unread = self.instances.unread(operation.request for operation in operations)
