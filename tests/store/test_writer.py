@@ -616,6 +616,35 @@ def test_small_caches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert {used[key] for key in used if key.value != ALICE} == {2}
 
 
+def test_a_small_cache_in_memory_loses_no_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More accounts than are remembered, decided while nothing can be written: each limit holds, each count gets to disk."""
+    monkeypatch.setattr(ledger_module, "CACHED", 4)
+    path = tmp_path / "policyd.db"
+    with Store(path, engine(quota_rule("3 messages per 1d"))) as store:
+        for number in range(30):
+            assert store.settled(ask(sasl_username=f"user{number}")).verdict == "pass"
+        with locked(path):
+            for verdict in ("pass", "pass", "refuse"):
+                for number in range(30):
+                    assert store.settled(ask(sasl_username=f"user{number}")).verdict == verdict
+        healed(store)
+    used = Disk(path).all_used()
+    assert {used[key] for key in used if key.value.startswith("user")} == {3}
+
+
+def test_what_a_policy_of_yesterday_counted_is_returned(tmp_path: Path) -> None:
+    """A message passed and counted; then a limit is gone and its sender banned. Asked again, both counts go back."""
+    path = tmp_path / "policyd.db"
+    request = ask(instance="again")
+    with Store(path, engine(ban_rule(), quota_rule("9 messages per 1d", "9 recipients per 1d"))) as store:
+        assert store.settled(request).verdict == "pass"
+    ban_alice(path)
+    with Store(path, engine(ban_rule(), quota_rule("9 messages per 1d"))) as store:
+        assert store.settled(request).by == "bans"
+    assert Disk(path).used("messages/external") == 0
+    assert Disk(path).used("recipients/external") == 0
+
+
 def test_a_repetition_is_known_before_and_after_everything_was_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
