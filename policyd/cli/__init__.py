@@ -113,6 +113,7 @@ COMMANDS: dict[str, Entry] = {
     "db": Entry("", "The database", _SERVE),
     "db check": Entry("policyd.cli.db:check", "Is the file sound"),
     "db size": Entry("policyd.cli.db:size", "What takes the room"),
+    "db query": Entry("policyd.cli.query:query", "Ask the tables in SQL"),
     "db backup": Entry("policyd.cli.db:backup", "Copy it while the daemon runs"),
     "db restore": Entry("policyd.cli.db:restore", "Put a backup in its place"),
     "db prune": Entry("policyd.cli.db:prune", "Drop old decisions now"),

@@ -210,3 +210,27 @@ def test_check_names_the_damage_and_fails(sample: Sample, policyctl: Run) -> Non
     ran = policyctl("db", "check", "--json")
     assert (ran.code, ran.json["sound"]) == (1, False)
     assert "db restore" in policyctl("db", "check").out
+
+
+def test_a_question_in_sql_is_answered(sample: Sample, policyctl: Run) -> None:
+    """The tables can be asked anything, for people and for programs."""
+    sample.ask()
+    found = policyctl(
+        "db", "query", "SELECT user, verdict FROM decision ORDER BY id DESC LIMIT 1", "--json"
+    ).json
+    assert found == [{"user": "alice@example.org", "verdict": "pass"}]
+    assert "alice@example.org" in policyctl("db", "query", "SELECT user FROM decision").out
+    assert policyctl("db", "query", "SELECT user FROM decision WHERE 0").out == "no rows\n"
+
+
+@pytest.mark.parametrize(
+    "sql", ["DELETE FROM ban", "SELECT nothing", "", "INSERT INTO allow VALUES (1)", "ATTACH ':memory:' AS x"]
+)
+def test_a_question_that_changes_something_is_refused(sample: Sample, policyctl: Run, sql: str) -> None:
+    """One line, exit code 1, and nothing is changed."""
+    sample.ask()
+    before = Path(sample.path).read_bytes()
+    result = policyctl("db", "query", sql)
+    assert result.code == 1
+    assert result.err.count("\n") == 1
+    assert Path(sample.path).read_bytes() == before
