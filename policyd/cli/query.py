@@ -25,10 +25,11 @@ def query(session: Session, sql: str, limit: int) -> None:
     from sqlite_utils import Database
 
     with session.reading() as connection:
+        database = Database(connection)
         connection.set_authorizer(_only_reading)
         try:
             rows = []
-            for row in Database(connection).query(sql):
+            for row in database.query(sql):
                 rows.append(row)
                 if not session.json and len(rows) > limit:
                     break
@@ -50,7 +51,15 @@ def query(session: Session, sql: str, limit: int) -> None:
 
 def _only_reading(action: int, *_: object) -> int:
     """An authorizer (sqlite3_set_authorizer) that lets through what reads, and nothing else."""
-    reading = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
+    reading = (
+        sqlite3.SQLITE_SELECT,
+        sqlite3.SQLITE_READ,
+        sqlite3.SQLITE_FUNCTION,
+        sqlite3.SQLITE_RECURSIVE,
+        # sqlite-utils 4 puts a savepoint around each question.
+        sqlite3.SQLITE_SAVEPOINT,
+        sqlite3.SQLITE_TRANSACTION,
+    )
     return sqlite3.SQLITE_OK if action in reading else sqlite3.SQLITE_DENY
 
 
