@@ -184,6 +184,10 @@ def open_sink(name: str) -> Sink:
     return SyslogSink(rest) if kind == "syslog" else FileSink(rest)
 
 
+#: For how long lines are gathered before they are written together, s.
+GATHERING = 0.1
+
+
 class DecisionLog:
     """Has each decision written to every sink by a thread of its own; its methods belong to the loop and do not wait."""
 
@@ -202,6 +206,10 @@ class DecisionLog:
         self._lost = 0
         #: Whether the thread has something in hand.
         self._busy = False
+        #: Whether the thread has to be woken for what comes.
+        self._asleep = False
+        #: How many wait for everything to be written.
+        self._flushing = 0
         self._reopening = False
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -226,7 +234,8 @@ class DecisionLog:
             if decisions:
                 self._queue.append(decisions)
                 self._waiting += len(decisions)
-                self._wake()
+                if self._asleep or self._thread is None:
+                    self._wake()
 
     def reopen(self) -> None:
         """Open every sink anew, after a rotation. Every line handed over from now on goes to the new file."""
@@ -238,9 +247,14 @@ class DecisionLog:
     def flush(self, patience: float = ENDING) -> bool:
         """Wait until all is written, at most so long, in s; whether it is."""
         with self._changed:
-            return self._changed.wait_for(
-                lambda: not (self._queue or self._reopening or self._busy), patience
-            )
+            self._flushing += 1
+            self._changed.notify_all()
+            try:
+                return self._changed.wait_for(
+                    lambda: not (self._queue or self._reopening or self._busy), patience
+                )
+            finally:
+                self._flushing -= 1
 
     def close(self, patience: float = ENDING) -> bool:
         """Take nothing more, write what is queued and close every sink; wait for that at most so long, in s.
@@ -271,10 +285,14 @@ class DecisionLog:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._queue or self._reopening or self._closing):
-                    self._changed.wait()
+                self._asleep = True
+                self._changed.wait_for(lambda: self._queue or self._reopening or self._closing)
+                self._asleep = False
+                # Many lines at once: a thread that wakes for each batch quarrels with the others over the interpreter.
+                self._changed.wait_for(lambda: self._reopening or self._closing or self._flushing, GATHERING)
                 reopening, self._reopening = self._reopening, False
-                batch: Sequence[Decision] = self._queue.popleft() if self._queue else ()
+                batch: Sequence[Decision] = [decision for each in self._queue for decision in each]
+                self._queue.clear()
                 if not (batch or reopening):
                     break
                 self._busy = True
@@ -303,7 +321,12 @@ class DecisionLog:
             for sink in self._sinks:
                 sink.write(lines, refused)
         except Exception:  # a defect must not end the log
-            log.exception("decision log: %d lines could not be written", len(decisions))
+            if len(decisions) > 1:
+                # The one that cannot be written must not cost those that came with it.
+                for decision in decisions:
+                    self._put((decision,))
+            else:
+                log.exception("decision log: %d lines could not be written", len(decisions))
 
 
 def text_line(decision: Decision) -> str:

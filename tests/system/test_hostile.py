@@ -115,7 +115,7 @@ class Peer:
             except EOFError:
                 raise AssertionError(f"no answer to request {number} of {stream[:2000]!r}") from None
             # A mutation may have made the message too large for the limit, or banned nobody's neighbour.
-            assert answer == saying(instance) or answer.startswith("550 5.7.1 Sending limit"), (
+            assert answer == saying(instance) or answer.startswith("550 5.7.1 Message too large"), (
                 instance,
                 answer,
             )
