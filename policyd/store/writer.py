@@ -33,6 +33,8 @@ BATCH = 256
 RETRY = 0.5
 #: Between two steps of upkeep, s.
 UPKEEP = 1.0
+#: Upkeep rests for so many times as long as a step of it took.
+UPKEEP_SHARE = 20
 #: Between two looks at whether the file is still there, s.
 LOOK = 1.0
 
@@ -77,6 +79,7 @@ class Writer:
         self._working = False
         self._next_retry = 0.0
         self._next_look = 0.0
+        self._next_upkeep = 0.0
         self._inode: tuple[int, int] | None = None
         self._thread = threading.Thread(target=self._main, name="policyd-writer", daemon=True)
         self._ledger: Ledger
@@ -176,7 +179,9 @@ class Writer:
                 log.exception("the writer failed; it goes on")
                 self._ledger.rollback()
                 busy = False
-            pause = 0.0 if busy and not self.sick else RETRY if self.sick else UPKEEP
+            pause = RETRY if self.sick else UPKEEP
+            if busy and not self.sick:
+                pause = max(0.0, self._next_upkeep - time.monotonic())
         self._close()
 
     def _turn(self) -> bool:
@@ -333,6 +338,9 @@ class Writer:
     def _upkeep_if_due(self) -> bool:
         if self.sick:
             return False
+        begun = time.monotonic()
+        if begun < self._next_upkeep:
+            return True
         try:
             self._look_at_file()
             return self._upkeep.step(idle=not self._queue, keep=self.keep)
@@ -340,6 +348,10 @@ class Writer:
             self._ledger.rollback()
             self._fall_sick(error)
             return False
+        finally:
+            # However much there is to do after a start with a large database, answers come first.
+            ended = time.monotonic()
+            self._next_upkeep = ended + UPKEEP_SHARE * (ended - begun)
 
     def _look_at_file(self) -> None:
         """
