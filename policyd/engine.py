@@ -5,11 +5,14 @@ The engine knows no socket, no store and no clock: the ledger time, the steering
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from policyd.answer import DUNNO, HEADER, PASS, REFUSE, Answer
 from policyd.checks import Check
+from policyd.condition import Condition
+from policyd.inquiry import Inquiry
 from policyd.opinion import ENFORCE, OFF, SHADOW, Heard, Opinion, Proposal
 from policyd.request import END_OF_MESSAGE, STAGES, Request
 from policyd.steering import EVERY_CHECK, Steering
@@ -29,6 +32,8 @@ class Rule(NamedTuple):
     mode: str
     on_error: str
     check: Check
+    #: It is asked only if one of these holds of what the checks before it found; empty: always.
+    when: tuple[Condition, ...] = ()
 
 
 class Engine:
@@ -68,8 +73,14 @@ class Engine:
                 self._chains[key] = chain
         return chain
 
-    async def consult(self, request: Request, now: int, steering: Steering) -> Proposal:
-        """The opinions of the chain on ``request`` at ledger time ``now``, for settle to decide on."""
+    async def consult(
+        self, request: Request, now: int, steering: Steering, due: float = math.inf
+    ) -> Proposal:
+        """The opinions of the chain on ``request`` at ledger time ``now``, for settle to decide on.
+
+        :param due: when a check that waits has to go on with what it knows (``time.monotonic()``, s).
+        """
+        inquiry = Inquiry(due)
         heard: list[Heard] = []
         strongest, by, reason = DUNNO, "", ""
         paused = steering.mode_of(EVERY_CHECK, now) if steering.modes else ""
@@ -80,9 +91,11 @@ class Engine:
             if mode == OFF:
                 continue
             opinion: Opinion | None
+            if rule.when and not any(condition.holds(inquiry.findings) for condition in rule.when):
+                continue
             error = ""
             try:
-                opinion = await rule.check.check(request, now, steering)
+                opinion = await rule.check.check(request, now, steering, inquiry)
                 answer = DUNNO if opinion is None else opinion.answer
                 strength = PASS if answer is DUNNO else answer.strength
             # One check's bug or trouble must not stop the mail.
@@ -94,6 +107,8 @@ class Engine:
             after = stopwatch()
             heard.append(_new(Heard, (rule.name, mode, opinion, (after - before) // 1000, error)))
             before = after
+            if opinion is not None and opinion.finding is not None:
+                inquiry.findings[rule.name] = opinion.finding
             if opinion is None or mode != ENFORCE or (answer is DUNNO and not opinion.final):
                 continue
             if strength > strongest.strength:

@@ -6,9 +6,11 @@ the opinions of the whole chain as one :class:`Proposal`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from policyd.answer import DUNNO, Answer
+from policyd.inquiry import Finding
 from policyd.request import Request
 from policyd.steering import Steering
 from policyd.units import Limit
@@ -49,6 +51,48 @@ class Standing(Protocol):
         """The opinion on ``request`` at ledger time ``now``; pure and quick."""
 
 
+class MemoryKey(NamedTuple):
+    """What one remembered fact is about."""
+
+    #: ``greylist``, ...: each kind is bounded on its own.
+    kind: str
+    #: At most 1,000 characters; text of a peer in it is escaped where it is shown.
+    key: str
+
+
+class Memory(NamedTuple):
+    """A remembered fact. Times are ledger time, ms."""
+
+    first_at: int
+    last_at: int
+    #: How often it held; what it counts is the kind's to say.
+    hits: int
+    expires_at: int
+
+
+class Recalled(NamedTuple):
+    """What a :class:`Recall` makes of what is remembered."""
+
+    #: ``None``: no opinion.
+    opinion: Opinion | None
+    #: Written down unless another check refuses the mail; in shadow too, or it would never learn.
+    remember: Mapping[MemoryKey, Memory] = {}
+
+
+class Recall(Protocol):
+    """An intent: a rule on remembered facts, which settle asks with what they are at that moment."""
+
+    @property
+    def keys(self) -> tuple[MemoryKey, ...]:
+        """The facts that it looks at."""
+
+    def judge(self, request: Request, now: int, known: Mapping[MemoryKey, Memory]) -> Recalled:
+        """The opinion on ``request`` at ledger time ``now``, and the facts as they are then; pure and quick.
+
+        :param known: those of ``keys`` that are remembered and have not expired.
+        """
+
+
 class Opinion(NamedTuple):
     """One check's opinion. A refusal among the checks ends the chain; ``final`` ends it without one."""
 
@@ -58,6 +102,9 @@ class Opinion(NamedTuple):
     final: bool = False
     quota: Quota | None = None
     standing: Standing | None = None
+    recall: Recall | None = None
+    #: For the ``when`` of checks further down the chain: a score, a result.
+    finding: Finding | None = None
 
 
 class Heard(NamedTuple):

@@ -362,7 +362,7 @@ def _detail(heard: Sequence[Heard], tried: Sequence[Trials]) -> str:
         elif opinion is None:
             outcome = "-"
         else:
-            answer, text, final, quota, _ = opinion
+            answer, text, final, quota, _, _, _ = opinion
             outcome = "limits" if quota is not None else "final" if final else answer.verb
             if text:
                 reason = json_text(text)

@@ -16,6 +16,7 @@ from policyd.answer import Answer
 from policyd.checks import Context, allow, bans, quota
 from policyd.decision import Decision, Earlier, Operation, Settled
 from policyd.engine import Engine, Rule
+from policyd.inquiry import Inquiry
 from policyd.match import NetworkSet, parse_network
 from policyd.opinion import CounterKey, Opinion, Proposal
 from policyd.request import RCPT, Request, Site
@@ -107,7 +108,7 @@ class Says:
     def __init__(self, judge: Callable[[Request], Opinion | None]) -> None:
         self.judge = judge
 
-    async def check(self, request: Request, now: int, steering: Steering) -> Opinion | None:
+    async def check(self, request: Request, now: int, steering: Steering, inquiry: Inquiry) -> Opinion | None:
         return self.judge(request)
 
 

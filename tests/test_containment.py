@@ -169,7 +169,7 @@ def test_a_check_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) ->
         "@dataclass(frozen=True)\nclass Options:\n    pass\n"
         "class Check:\n    stages = frozenset()\n    steadfast = False\n    needs = {}\n"
         "    def __init__(self, options, context):\n        raise TypeError('a defect')\n"
-        "    async def check(self, request, now, steering):\n        return None\n"
+        "    async def check(self, request, now, steering, inquiry):\n        return None\n"
     )
     config = tmp_path / "policyd.toml"
     config.write_text('[[check]]\nuse = "brokenpackage.brokencheck"\nname = "broken"\n')

@@ -16,6 +16,7 @@ from policyd.decision import Decision, Operation
 from policyd.decisionlog import DecisionLog
 from policyd.desk import TICK, Case, Desk
 from policyd.engine import Engine
+from policyd.inquiry import Inquiry
 from policyd.opinion import Opinion
 from policyd.request import Request
 from policyd.steering import Steering
@@ -432,7 +433,7 @@ class Waits:
         self.stubborn = stubborn
         self.cancelled = 0
 
-    async def check(self, request: Request, now: int, steering: Steering) -> Opinion | None:
+    async def check(self, request: Request, now: int, steering: Steering, inquiry: Inquiry) -> Opinion | None:
         future: asyncio.Future[Opinion | None] = asyncio.get_running_loop().create_future()
         self.futures.append(future)
         try:

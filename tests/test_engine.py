@@ -9,6 +9,7 @@ import pytest
 
 from policyd.answer import DUNNO, Answer, make_answer
 from policyd.engine import FAILED, Engine, Rule, effective_mode
+from policyd.inquiry import Inquiry
 from policyd.opinion import Opinion, Proposal, Quota
 from policyd.request import STAGES, Request, Site
 from policyd.steering import EVERY_CHECK, CheckMode, Steering
@@ -33,7 +34,7 @@ class Scripted:
         self.steadfast = steadfast
         self.asked: list[tuple[Request, int, Steering]] = []
 
-    async def check(self, request: Request, now: int, steering: Steering) -> Opinion | None:
+    async def check(self, request: Request, now: int, steering: Steering, inquiry: Inquiry) -> Opinion | None:
         self.asked.append((request, now, steering))
         if isinstance(self.says, Exception):
             raise self.says
@@ -336,7 +337,9 @@ def test_what_is_no_error_of_a_check_is_not_swallowed() -> None:
     """Cancellation at the deadline reaches the one who waits."""
 
     class Stops(Scripted):
-        async def check(self, request: Request, now: int, steering: Steering) -> Opinion | None:
+        async def check(
+            self, request: Request, now: int, steering: Steering, inquiry: Inquiry
+        ) -> Opinion | None:
             raise Interrupted
 
     stopping = Rule("stop", "stop", "any", "enforce", "skip", Stops(None, frozenset(), False))  # type: ignore[arg-type]
@@ -358,7 +361,9 @@ def test_a_chain_that_waits_goes_on_where_it_stopped() -> None:
     """Only then does the server need a task."""
 
     class Waits(Scripted):
-        async def check(self, request: Request, now: int, steering: Steering) -> Opinion | None:
+        async def check(
+            self, request: Request, now: int, steering: Steering, inquiry: Inquiry
+        ) -> Opinion | None:
             return Opinion(DEFER, await Pause())
 
     waiting = Rule("waits", "waits", "any", "enforce", "skip", Waits(None, frozenset(), False))  # type: ignore[arg-type]

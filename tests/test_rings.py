@@ -30,9 +30,12 @@ RINGS: dict[str, tuple[str, ...]] = {
         "policyd.steering",
         "policyd.tiers",
         "policyd.decision",
+        "policyd.lookup",
+        "policyd.inquiry",
+        "policyd.condition",
     ),
     "rules": ("policyd.wire", "policyd.engine", "policyd.settle", "policyd.checks"),
-    "outside": ("policyd.store", "policyd.config", "policyd.decisionlog"),
+    "outside": ("policyd.store", "policyd.config", "policyd.decisionlog", "policyd.dns"),
     "assembly": (
         "policyd.desk",
         "policyd.stagewatch",

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+from policyd.inquiry import Inquiry
+from policyd.lookup import NoResolver, Resolver
 from policyd.opinion import Opinion
 from policyd.request import Request, Site
 from policyd.steering import Steering
@@ -32,6 +34,7 @@ class Context:
     direction: str
     site: Site = field(default_factory=Site)
     tiers: Tiers = field(default_factory=Tiers)
+    resolver: Resolver = field(default_factory=NoResolver)
 
 
 class Check(Protocol):
@@ -46,8 +49,11 @@ class Check(Protocol):
 
     def __init__(self, options: Any, context: Context) -> None: ...
 
-    async def check(self, request: Request, now: int, steering: Steering) -> Opinion | None:
-        """The opinion on ``request`` at ledger time ``now``, or ``None`` for no opinion."""
+    async def check(self, request: Request, now: int, steering: Steering, inquiry: Inquiry) -> Opinion | None:
+        """The opinion on ``request`` at ledger time ``now``, or ``None`` for no opinion.
+
+        :param inquiry: what the checks before it found, and until when it may wait.
+        """
 
 
 def names() -> list[str]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from policyd.checks import Context
+from policyd.inquiry import Inquiry
 from policyd.opinion import Opinion
 from policyd.request import Request
 from policyd.settings import list_of, setting, string
@@ -55,7 +56,7 @@ class Check:
             for value in values:
                 self._own.put(Entry(kind, value, "configuration", "", 0, 0))
 
-    async def check(self, request: Request, now: int, steering: Steering) -> Opinion | None:
+    async def check(self, request: Request, now: int, steering: Steering, inquiry: Inquiry) -> Opinion | None:
         """A final opinion when an entry in force matches."""
         return self.judge(request, now, steering)
 

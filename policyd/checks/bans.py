@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from policyd.answer import clip, escape, make_answer
 from policyd.checks import Context
+from policyd.inquiry import Inquiry
 from policyd.match import domain_of
 from policyd.opinion import Opinion
 from policyd.request import Request
@@ -60,7 +61,7 @@ class Check:
         #: No ban now; to be asked again when the decision is settled.
         self._again = Opinion(standing=self)
 
-    async def check(self, request: Request, now: int, steering: Steering) -> Opinion:
+    async def check(self, request: Request, now: int, steering: Steering, inquiry: Inquiry) -> Opinion:
         """The refusal when a ban is in force; otherwise the intent to ask again when the decision is settled."""
         return self.judge(request, steering, now) or self._again
 

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from policyd.answer import DUNNO
 from policyd.checks import Context
+from policyd.inquiry import Inquiry
 from policyd.opinion import Opinion, Quota
 from policyd.request import END_OF_MESSAGE, RCPT, Request
 from policyd.settings import limit, list_of, one_of, setting, template
@@ -88,7 +89,7 @@ class Check:
             if context.direction in ("any", direction)
         }
 
-    async def check(self, request: Request, now: int, steering: Steering) -> Opinion | None:
+    async def check(self, request: Request, now: int, steering: Steering, inquiry: Inquiry) -> Opinion | None:
         """The intent to test and count; ``None`` when there is nothing to count the request for."""
         if self._counts_at == RCPT and request.stage != RCPT:
             # What was counted at RCPT already needs no room any more.
@@ -117,7 +118,7 @@ class Check:
                 self._options.text,
             ),
         )
-        return _new(Opinion, (DUNNO, "", False, quota, None))
+        return _new(Opinion, (DUNNO, "", False, quota, None, None, None))
 
     def value(self, request: Request) -> str:
         """Whose counter this is within the scope; empty when the request has none."""

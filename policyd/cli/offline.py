@@ -14,6 +14,7 @@ from policyd.cli.examples import SMALL, typical
 from policyd.decision import Decision, Operation
 from policyd.engine import Engine, Rule, effective_mode
 from policyd.errors import UserError
+from policyd.inquiry import Inquiry
 from policyd.opinion import ENFORCE, OFF, CounterKey, Quota
 from policyd.request import END_OF_MESSAGE, Request
 from policyd.settle import NO_REF, settle
@@ -111,7 +112,7 @@ class Offline:
             mode = self.mode(rule)
             if mode == OFF:
                 continue
-            opinion = finished(rule.check.check(request, self.now, self.steering))
+            opinion = finished(rule.check.check(request, self.now, self.steering, Inquiry()))
             if opinion is not None and opinion.quota is not None:
                 found += [self._used(rule.name, mode, opinion.quota, limit) for limit in opinion.quota.limits]
         return found

@@ -9,6 +9,7 @@ import pytest
 from policyd.answer import DUNNO
 from policyd.checks import Context
 from policyd.checks.allow import Check, Options
+from policyd.inquiry import Inquiry
 from policyd.opinion import Opinion
 from policyd.request import Site
 from policyd.steering import Entry, Steering, canonical_value
@@ -41,7 +42,7 @@ def ask(
         }
     )
     with pytest.raises(StopIteration) as stop:
-        check.check(request, now, steering or Steering()).send(None)
+        check.check(request, now, steering or Steering(), Inquiry()).send(None)
     opinion: Opinion | None = stop.value.value
     return opinion
 

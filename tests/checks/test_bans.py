@@ -10,6 +10,7 @@ import pytest
 from policyd.answer import DUNNO, MAX_TEXT_BYTES, make_answer
 from policyd.checks import Context
 from policyd.checks.bans import Check, Options
+from policyd.inquiry import Inquiry
 from policyd.opinion import Opinion
 from policyd.request import STAGES, Request, Site
 from policyd.steering import Entry, Steering, canonical_value
@@ -47,7 +48,7 @@ def check(**options: Any) -> Check:
 
 def ask(one: Check, of: Request, steering: Steering, now: int = 5) -> Opinion:
     with pytest.raises(StopIteration) as stop:
-        one.check(of, now, steering).send(None)
+        one.check(of, now, steering, Inquiry()).send(None)
     opinion = stop.value.value
     assert isinstance(opinion, Opinion)
     assert opinion.standing is one, "settle asks again with what is in the database then"

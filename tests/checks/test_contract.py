@@ -13,6 +13,7 @@ import pytest
 
 from policyd import checks
 from policyd.checks import Context, describe, load, names, options_of
+from policyd.inquiry import Inquiry
 from policyd.opinion import Opinion
 from policyd.request import STAGES, SUBMISSION, Site
 from policyd.steering import Steering
@@ -94,7 +95,7 @@ def test_it_answers_a_bare_request_at_every_stage(name: str, stage: str) -> None
     for context in ("", SUBMISSION):
         request = Site().request({"protocol_state": stage, "policy_context": context})
         with pytest.raises(StopIteration) as stop:
-            made.check(request, 0, Steering()).send(None)  # type: ignore[attr-defined]
+            made.check(request, 0, Steering(), Inquiry()).send(None)  # type: ignore[attr-defined]
         assert stop.value.value is None or isinstance(stop.value.value, Opinion)
 
 

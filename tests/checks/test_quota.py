@@ -9,6 +9,7 @@ import pytest
 from policyd.answer import DUNNO
 from policyd.checks import Context
 from policyd.checks.quota import SCOPES, TEXT_FIELDS, Check, Options
+from policyd.inquiry import Inquiry
 from policyd.match import NetworkSet, parse_network
 from policyd.opinion import Quota
 from policyd.request import Request, Site
@@ -45,7 +46,7 @@ def request(stage: str = "END-OF-MESSAGE", **attributes: str) -> Request:
 
 def intent(one: Check, of: Request, steering: Steering | None = None, now: int = 5) -> Quota | None:
     with pytest.raises(StopIteration) as stop:
-        one.check(of, now, steering or Steering()).send(None)
+        one.check(of, now, steering or Steering(), Inquiry()).send(None)
     opinion = stop.value.value
     if opinion is None:
         return None

@@ -34,7 +34,7 @@ class Check:
     def __init__(self, options: Any, context: Context) -> None:
         self._options = options
 
-    async def check(self, request: Request, now: int, steering: object) -> Opinion | None:
+    async def check(self, request: Request, now: int, steering: object, inquiry: object) -> Opinion | None:
         """A refusal of every third size; an echo of the instance if that is wanted."""
         if self._options.every and request.size % self._options.every == 0:
             return Opinion(make_answer("550", "5.7.1 Every third is refused"), "every third")

@@ -1,0 +1,1 @@
+"""The DNS: one resolver for everything, the blocklists and their health, SPF."""
