@@ -70,13 +70,19 @@ def test_its_options_are_frozen_and_have_defaults(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_its_class_keeps_the_contract(name: str) -> None:
-    """Stages that exist, steadfast or not, an ``async def check`` with the three arguments."""
+    """Stages that exist, steadfast or not, an ``async def check`` with the four arguments."""
     options, check = load(name)
     assert isinstance(check.stages, frozenset)
     assert check.stages <= set(STAGES)
     assert isinstance(check.steadfast, bool)
     assert inspect.iscoroutinefunction(check.check)
-    assert list(inspect.signature(check.check).parameters) == ["self", "request", "now", "steering"]
+    assert list(inspect.signature(check.check).parameters) == [
+        "self",
+        "request",
+        "now",
+        "steering",
+        "inquiry",
+    ]
     assert list(inspect.signature(check.__init__).parameters) == ["self", "options", "context"]
     for direction in ("submission", "any"):
         made = check(options(), Context(name, direction))
