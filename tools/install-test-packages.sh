@@ -9,7 +9,7 @@ fail() {
 }
 
 # libfaketime steps the clock of a process, Dovecot checks the passwords for Postfix.
-programs="postfix dovecot-core libfaketime sqlite3 openssl scdoc"
+programs="postfix dovecot-core libfaketime sqlite3 openssl scdoc unbound nsd rbldnsd"
 # The second world: /usr/bin/python3 with nothing but these.
 python="python3 python3-twisted python3-dnspython python3-spf sqlite-utils python3-click python3-idna python3-uvloop
     python3-pytest python3-pytest-twisted python3-hypothesis python3-setuptools python3-venv"
