@@ -44,6 +44,13 @@ def folded(value: Any) -> str:
     return fold(string(value).strip())
 
 
+def boolean(value: Any) -> bool:
+    """``true`` or ``false``."""
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, without quotes, not {_kind(value)}")
+    return value
+
+
 def whole(value: Any) -> int:
     """A whole number that is not negative."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:

@@ -31,6 +31,7 @@ RINGS: dict[str, tuple[str, ...]] = {
         "policyd.tiers",
         "policyd.decision",
         "policyd.lookup",
+        "policyd.senderpolicy",
         "policyd.inquiry",
         "policyd.condition",
     ),

@@ -20,6 +20,7 @@ from policyd.inquiry import Inquiry
 from policyd.lookup import NoResolver, Resolver
 from policyd.opinion import Opinion
 from policyd.request import Request, Site
+from policyd.senderpolicy import NoSpf, SpfEvaluator
 from policyd.steering import Steering
 from policyd.tiers import Tiers
 
@@ -35,6 +36,7 @@ class Context:
     site: Site = field(default_factory=Site)
     tiers: Tiers = field(default_factory=Tiers)
     resolver: Resolver = field(default_factory=NoResolver)
+    spf: SpfEvaluator = field(default_factory=NoSpf)
 
 
 class Check(Protocol):

@@ -1,0 +1,328 @@
+"""SPF for all checks: pyspf's verdicts over the shared resolver, within policyd's own bounds, and remembered.
+
+Bounds, all of them policyd's (pyspf with its defaults once took 100 questions and 100 s for one hostile mail): a deadline on the
+monotonic clock, a number of questions, two evaluations of one domain at a time, and the size of what is evaluated
+(:mod:`policyd.dns.spf_limits`). Whatever they cut short is ``temperror``, never ``fail``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from policyd.dns.spf_round import Memo, Outcome, Question, run
+from policyd.lookup import Found, Resolver
+from policyd.senderpolicy import MOST_QUESTIONS, NONE, TEMPERROR, Claim, SpfResult
+
+log = logging.getLogger("policyd")
+
+#: Evaluations of one domain at a time: its nameservers may be slow on purpose.
+AT_ONCE = 2
+#: No evaluation takes longer, s, however much time the mail has (RFC 7208 4.6.4 asks for 20 at least where there is no
+#: other bound).
+LONGEST = 20.0
+#: Questions of one evaluation asked ahead of need, so that some of the others are still for what is needed.
+AHEAD = 10
+#: A refusal waits so long at most for the text that explains it, s.
+EXPLAIN = 1.0
+#: How long a result is remembered, s, whatever its records say; one that could not be had, and one that never can.
+SHORTEST_MEMORY, LONGEST_MEMORY = 60, 3600
+TROUBLE_MEMORY, EXCESS_MEMORY = 10, 60
+#: Results that are remembered, about 1 KB each.
+MOST_REMEMBERED = 10_000
+#: Characters kept of a text that strangers wrote.
+MOST_TEXT = 400
+
+#: Told of each question: itself, its answer, s that it took.
+Trace = Callable[[Question, Found, float], None]
+
+#: The client and the domain; the whole claim where the records look at the sender or the HELO name too.
+_Key = tuple[str, str] | Claim
+
+
+class _Remembered(NamedTuple):
+    #: The second at which it is forgotten.
+    until: float
+    #: ``None``: it stands under the whole claim.
+    result: SpfResult | None
+    #: It holds only for who has no more questions than these.
+    most: float = math.inf
+
+
+class Evaluator:
+    """See :class:`policyd.senderpolicy.SpfEvaluator`. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        receiver: str = "unknown",
+        *,
+        trace: Trace | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.receiver = receiver
+        self._resolver = resolver
+        self._trace = trace
+        self._clock = clock
+        self._results: dict[_Key, _Remembered] = {}
+        self._running: dict[tuple[Claim, int], asyncio.Task[SpfResult]] = {}
+        self._slots: dict[str, _Slots] = {}
+
+    async def evaluate(self, claim: Claim, due: float, most: int = MOST_QUESTIONS) -> SpfResult:
+        """See :class:`policyd.senderpolicy.SpfEvaluator`."""
+        if not claim.domain:
+            return SpfResult(NONE, claim.identity)
+        now = self._clock()
+        known = self._remembered(claim, now, most)
+        if known is None:
+            due = min(due, now + LONGEST)
+            # Both identities have the same records.
+            key = claim._replace(identity="")
+            task = self._running.get((key, most))
+            if task is None:
+                task = asyncio.get_running_loop().create_task(self._evaluation(key, due, most))
+                self._running[key, most] = task
+                task.add_done_callback(lambda _: self._running.pop((key, most), None))
+            known = await _within(task, due - now) or _trouble("no verdict in time")
+        return known._replace(identity=claim.identity, domain=claim.domain)
+
+    def close(self) -> None:
+        """End what is under way; whoever waits is told temperror."""
+        for task in list(self._running.values()):
+            task.cancel()
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    def _remembered(self, claim: Claim, now: float, most: int) -> SpfResult | None:
+        for key in ((claim.ip, claim.domain), claim._replace(identity="")):
+            entry = self._results.get(key)
+            if entry is None or entry.until <= now or entry.most < most:
+                return None
+            if entry.result is not None:
+                return entry.result
+        return None
+
+    def _remember(self, key: _Key, entry: _Remembered) -> None:
+        # Taken out first, so that the oldest stands first.
+        self._results.pop(key, None)
+        while len(self._results) >= MOST_REMEMBERED:
+            del self._results[next(iter(self._results))]
+        self._results[key] = entry
+
+    # --- one evaluation ---------------------------------------------------------------------------------------------
+
+    async def _evaluation(self, claim: Claim, due: float, most: int) -> SpfResult:
+        slots = self._slots.setdefault(claim.domain, _Slots())
+        try:
+            if not await slots.take(due - self._clock()):
+                return _trouble(f"{AT_ONCE} evaluations of this domain are under way")
+            try:
+                # Somebody else may have found it out meanwhile.
+                return self._remembered(claim, self._clock(), most) or await self._find_out(claim, due, most)
+            finally:
+                slots.leave()
+        # A defect here must not become an error of each mail from that domain.
+        except Exception:
+            log.exception("SPF of %s could not be evaluated", claim.domain)
+            return _trouble("policyd failed to evaluate it")
+        finally:
+            if slots.idle:
+                self._slots.pop(claim.domain, None)
+
+    async def _find_out(self, claim: Claim, due: float, most: int) -> SpfResult:
+        sheet = _Sheet(self._resolver, due, most, self._clock, self._trace)
+        try:
+            outcome = await self._outcome(claim, sheet)
+        except _OutOfBounds as bound:
+            result = _trouble(str(bound), sheet.asked)
+            until = self._clock() + (EXCESS_MEMORY if bound.excess else TROUBLE_MEMORY)
+            kept = result._replace(questions=0)
+            self._remember(
+                (claim.ip, claim.domain), _Remembered(until, kept, most if bound.excess else math.inf)
+            )
+            return result
+        finally:
+            sheet.close()
+        result = SpfResult(
+            outcome.result,
+            mechanism=outcome.mechanism[:MOST_TEXT],
+            explanation=outcome.explanation[:MOST_TEXT],
+            problem=outcome.problem[:MOST_TEXT],
+            questions=sheet.asked,
+        )
+        until = self._clock() + (
+            TROUBLE_MEMORY
+            if result.result == TEMPERROR
+            else min(max(outcome.ttl, SHORTEST_MEMORY), LONGEST_MEMORY)
+        )
+        kept = result._replace(questions=0)
+        if outcome.personal:
+            self._remember(claim, _Remembered(until, kept))
+        self._remember((claim.ip, claim.domain), _Remembered(until, None if outcome.personal else kept))
+        return result
+
+    async def _outcome(self, claim: Claim, sheet: _Sheet) -> Outcome:
+        memo = Memo()
+        while True:
+            outcome = run(claim, self.receiver, sheet.known, memo)
+            if not outcome.open:
+                break
+            await sheet.answer(outcome.open)
+        until = min(sheet.due, self._clock() + EXPLAIN)
+        while outcome.explains and await sheet.explain(outcome.explains, until):
+            explained = run(claim, self.receiver, sheet.known, memo)
+            if explained.open:
+                break
+            outcome = explained
+        return outcome
+
+
+class _OutOfBounds(Exception):
+    def __init__(self, text: str, excess: bool) -> None:
+        super().__init__(text)
+        self.excess = excess
+
+
+class _Sheet:
+    """The questions and answers of one evaluation."""
+
+    def __init__(
+        self, resolver: Resolver, due: float, most: int, clock: Callable[[], float], trace: Trace | None
+    ) -> None:
+        self.known: dict[Question, Found] = {}
+        self.asked = 0
+        self._resolver = resolver
+        self.due = due
+        self._most = most
+        self._ahead = AHEAD
+        self._clock = clock
+        self._trace = trace
+        self._asking: dict[Question, asyncio.Task[Found]] = {}
+
+    async def answer(self, questions: tuple[Question, ...]) -> None:
+        """Have the first of ``questions`` answered, and ask some of the others ahead of need.
+
+        :raises _OutOfBounds: no question is left, or no time.
+        """
+        needed = questions[0]
+        if needed not in self._asking:
+            if self.asked >= self._most:
+                raise _OutOfBounds(f"it takes more than {self._most} look-ups", excess=True)
+            self._ask(needed, self.due)
+        for question in questions[1:]:
+            if not self._ahead or self.asked >= self._most:
+                break
+            if question not in self._asking:
+                self._ahead -= 1
+                self._ask(question, self.due)
+        if not await self._wait(needed, self.due):
+            raise _OutOfBounds(f"no answer in time for {needed[1]} of {needed[0]}", excess=False)
+
+    async def explain(self, questions: tuple[Question, ...], until: float) -> bool:
+        """Ask what the verdict does not depend on; whether there are more answers than before."""
+        for question in questions:
+            if self.asked >= self._most or self._clock() >= until:
+                return False
+            self._ask(question, until)
+            if not await self._wait(question, until):
+                return False
+        return True
+
+    def close(self) -> None:
+        """Wait no longer for what was asked ahead."""
+        for task in self._asking.values():
+            task.cancel()
+
+    def _ask(self, question: Question, due: float) -> None:
+        self.asked += 1
+        self._asking[question] = asyncio.get_running_loop().create_task(self._one(question, due))
+
+    async def _one(self, question: Question, due: float) -> Found:
+        begun = self._clock()
+        found = await self._resolver.ask(*question, due)
+        if self._trace is not None:
+            self._trace(question, found, self._clock() - begun)
+        return found
+
+    async def _wait(self, needed: Question, due: float) -> bool:
+        await asyncio.wait([self._asking[needed]], timeout=max(0.0, due - self._clock()))
+        for question, task in list(self._asking.items()):
+            if task.done():
+                self.known[question] = task.result()
+                del self._asking[question]
+        return needed in self.known
+
+
+class _Slots:
+    """The evaluations of one domain: so many at a time, the others in turn."""
+
+    __slots__ = ("_taken", "_waiting")
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody is evaluating, and nobody waits to."""
+        return not self._taken and not self._waiting
+
+    async def take(self, seconds: float) -> bool:
+        """Wait for one's turn, so long at most; whether it came."""
+        if self._taken < AT_ONCE:
+            self._taken += 1
+            return True
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await asyncio.wait([turn], timeout=max(0.0, seconds))
+        except asyncio.CancelledError:
+            self._give_up(turn)
+            raise
+        if turn.done():
+            return True
+        self._give_up(turn)
+        return False
+
+    def leave(self) -> None:
+        """Make room: the next one's turn."""
+        if self._waiting:
+            self._waiting.popleft().set_result(None)
+        else:
+            self._taken -= 1
+
+    def _give_up(self, turn: asyncio.Future[None]) -> None:
+        if turn.done():
+            self.leave()
+        else:
+            self._waiting.remove(turn)
+
+
+async def _within(task: asyncio.Task[SpfResult], seconds: float) -> SpfResult | None:
+    """The task's result if it comes within so many seconds; who gives up waiting does not end it for others.
+
+    Awaits a bare future: whoever asks may stand outside of any task.
+    """
+    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def wake(*_: object) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    task.add_done_callback(wake)
+    timer = asyncio.get_running_loop().call_later(max(0.0, seconds), wake)
+    try:
+        await waiter
+    finally:
+        timer.cancel()
+        task.remove_done_callback(wake)
+    return task.result() if task.done() and not task.cancelled() else None
+
+
+def _trouble(problem: str, questions: int = 0) -> SpfResult:
+    return SpfResult(TEMPERROR, problem=problem, questions=questions)
