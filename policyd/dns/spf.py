@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from policyd.dns.spf_round import Memo, Outcome, Question, run
 from policyd.lookup import Found, Resolver
-from policyd.senderpolicy import MOST_QUESTIONS, NONE, TEMPERROR, Claim, SpfResult
+from policyd.senderpolicy import HELO_QUESTIONS, MOST_QUESTIONS, NONE, TEMPERROR, Claim, SpfResult, Verdicts
 
 log = logging.getLogger("policyd")
 
@@ -43,6 +43,10 @@ Trace = Callable[[Question, Found, float], None]
 
 #: The client and the domain; the whole claim where the records look at the sender or the HELO name too.
 _Key = tuple[str, str] | Claim
+
+
+#: A claim, and its result or who finds it out.
+_Begun = tuple[Claim, SpfResult | asyncio.Task[SpfResult]]
 
 
 class _Remembered(NamedTuple):
@@ -73,23 +77,39 @@ class Evaluator:
         self._running: dict[tuple[Claim, int], asyncio.Task[SpfResult]] = {}
         self._slots: dict[str, _Slots] = {}
 
-    async def evaluate(self, claim: Claim, due: float, most: int = MOST_QUESTIONS) -> SpfResult:
+    async def evaluate(self, mail_from: Claim, helo: Claim | None, due: float) -> Verdicts:
         """See :class:`policyd.senderpolicy.SpfEvaluator`."""
+        if helo is None:
+            return Verdicts(await self._verdict(self._begin(mail_from, due, MOST_QUESTIONS), due))
+        # Both are begun before either is waited for: a HELO name that is slow on purpose must not use up the time.
+        begun = self._begin(mail_from, due, MOST_QUESTIONS - HELO_QUESTIONS)
+        begun_helo = self._begin(helo, due, HELO_QUESTIONS)
+        return Verdicts(await self._verdict(begun, due), await self._verdict(begun_helo, due))
+
+    def _begin(self, claim: Claim, due: float, most: int) -> _Begun:
         if not claim.domain:
-            return SpfResult(NONE, claim.identity)
+            return claim, SpfResult(NONE)
         now = self._clock()
         known = self._remembered(claim, now, most)
-        if known is None:
-            due = min(due, now + LONGEST)
-            # Both identities have the same records.
-            key = claim._replace(identity="")
-            task = self._running.get((key, most))
-            if task is None:
-                task = asyncio.get_running_loop().create_task(self._evaluation(key, due, most))
-                self._running[key, most] = task
-                task.add_done_callback(lambda _: self._running.pop((key, most), None))
-            known = await _within(task, due - now) or _trouble("no verdict in time")
-        return known._replace(identity=claim.identity, domain=claim.domain)
+        if known is not None:
+            return claim, known
+        # Both identities have the same records.
+        key = claim._replace(identity="")
+        task = self._running.get((key, most))
+        if task is None:
+            task = asyncio.get_running_loop().create_task(
+                self._evaluation(key, min(due, now + LONGEST), most)
+            )
+            self._running[key, most] = task
+            task.add_done_callback(lambda _: self._running.pop((key, most), None))
+        return claim, task
+
+    async def _verdict(self, begun: _Begun, due: float) -> SpfResult:
+        claim, result = begun
+        if not isinstance(result, SpfResult):
+            seconds = min(due - self._clock(), LONGEST)
+            result = await _within(result, seconds) or _trouble("no verdict in time")
+        return result._replace(identity=claim.identity, domain=claim.domain)
 
     def close(self) -> None:
         """End what is under way; whoever waits is told temperror."""

@@ -231,4 +231,4 @@ def question_name(name: str) -> str:
         return ""
     if not all(0 < len(label) < 64 for label in name.split(".")):
         return ""
-    return name.replace("\\", "\\\\")
+    return name
