@@ -1,12 +1,13 @@
 """The configuration file: read once into frozen, typed sections, all problems at once, each with its place."""
 
 from policyd.config.load import load, policy_version
-from policyd.config.sections import CheckSection, Config, Fail, Keep, Listener, Log, Server, Store
+from policyd.config.sections import CheckSection, Config, Dns, Fail, Keep, Listener, Log, Server, Store
 from policyd.config.show import documented_keys, show
 
 __all__ = [
     "CheckSection",
     "Config",
+    "Dns",
     "Fail",
     "Keep",
     "Listener",

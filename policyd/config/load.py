@@ -65,6 +65,7 @@ class _Assembly:
             sections["store"],
             sections["log"],
             sections["keep"],
+            sections["dns"],
             tiers,
             checks,
             policy_version(site, tiers, checks),
@@ -190,8 +191,36 @@ class _Assembly:
                 document.complain(path, text)
             places.setdefault(check.name, check.place)
             self._agree_on_counting(path, check, checks)
+            self._agree_on_findings(path, check, checks, tables[:index])
             checks.append(check)
         return tuple(checks)
+
+    def _agree_on_findings(
+        self, path: Path, check: CheckSection, before: list[CheckSection], written: list[Any]
+    ) -> None:
+        """``when`` names checks that stand before and see the same mail, or it would never hold."""
+        read = {other.name: other for other in before}
+        # One that has errors of its own is told of those only.
+        named = {str(table.get("name") or table.get("use")) for table in written if isinstance(table, dict)}
+        for index, condition in enumerate(check.when):
+            place, other = (*path, "when", index), read.get(condition.check)
+            if other is None and condition.check not in named and self._whole:
+                there = ", ".join(read) or "none"
+                self._document.complain(
+                    place,
+                    f"no check {condition.check!r} stands before this one (there is {there}); "
+                    "move this check behind it, or correct the name",
+                )
+            elif (
+                other is not None
+                and ANY not in (check.direction, other.direction)
+                and check.direction != other.direction
+            ):
+                self._document.complain(
+                    place,
+                    f"check {other.name!r} is for {other.direction} and this one for {check.direction}, so it would never "
+                    "hold; give both the same for",
+                )
 
     def _agree_on_counting(self, path: Path, check: CheckSection, before: Iterable[CheckSection]) -> None:
         """Two quota checks that look at one counter count a mail at one stage, or they would count it twice."""
@@ -246,7 +275,9 @@ class _Assembly:
             return None
         given = {key: value for key, value in table.items() if key not in shared}
         place = document.place(path)
-        return CheckSection(name, use, common.direction, common.mode, common.on_error, options, place, given)
+        return CheckSection(
+            name, use, common.direction, common.mode, common.on_error, options, place, given, common.when
+        )
 
 
 def _account(site: Site, member: str) -> str:
@@ -260,7 +291,10 @@ def policy_version(site: Site, tiers: Tiers, checks: Iterable[CheckSection]) -> 
         "site": _normal(site),
         "tiers": [tiers.default, {name: _normal(tier) for name, tier in tiers.all.items()}],
         "checks": [
-            [check.name, check.use, check.direction, check.mode, check.on_error, _normal_options(check)]
+            [
+                *(check.name, check.use, check.direction, check.mode, check.on_error, _normal_options(check)),
+                *([str(condition) for condition in check.when]),
+            ]
             for check in checks
         ],
     }

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from policyd.condition import Condition
 from policyd.config import values
 from policyd.config.values import ANY, split_inet
 from policyd.match import NetworkSet, parse_address
@@ -179,7 +180,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Keep:
-    """``[keep]``: how long decisions stay. ``decisions`` is in ms, the others in bytes."""
+    """``[keep]``: how long decisions stay. ``decisions`` is in ms, the sizes in bytes."""
 
     decisions: int = setting(
         values.retention, 90 * DAY, help="Age at which decisions are removed, at least 1h."
@@ -191,6 +192,30 @@ class Keep:
         size,
         1_000_000_000,
         help="Free space on the disk below which decisions go first; counts and bans never.",
+    )
+    memory: int = setting(
+        values.memory,
+        1_000_000,
+        help="How many facts of each kind are remembered, greylist triplets for example.",
+    )
+
+
+@dataclass(frozen=True)
+class Dns:
+    """``[dns]``: who is asked, and for how long. ``timeout`` is in ms, ``cache_size`` in bytes."""
+
+    nameservers: tuple[str, ...] = setting(
+        values.nameservers,
+        (),
+        help="Nameservers that resolve for us, in the order in which they are asked; empty: the system's.",
+    )
+    timeout: int = setting(
+        values.dns_timeout,
+        2 * SECOND,
+        help="Time of one look-up, all nameservers together; the deadline stands above it.",
+    )
+    cache_size: int = setting(
+        values.cache_size, 32_000_000, help="Memory for what the DNS said; what is oldest goes first."
     )
 
 
@@ -236,6 +261,11 @@ class CheckCommon:
     on_error: str = setting(
         one_of("skip", "defer"), "skip", help="What its own failure means: skip it, or defer the mail."
     )
+    when: tuple[Condition, ...] = setting(
+        list_of(values.condition),
+        (),
+        help="It is asked only if one of these holds of what checks before it found; empty: always.",
+    )
 
 
 @dataclass(frozen=True)
@@ -252,6 +282,7 @@ class CheckSection:
     place: str = field(default="", compare=False)
     #: The check's own keys as they were written.
     given: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    when: tuple[Condition, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -264,6 +295,7 @@ class Config:
     store: Store
     log: Log
     keep: Keep
+    dns: Dns
     tiers: Tiers
     checks: tuple[CheckSection, ...]
     #: Eight hex digits: a digest of what decides (site, tiers, checks), however it is written.
@@ -277,5 +309,6 @@ SECTIONS: dict[str, type[Any]] = {
     "store": Store,
     "log": Log,
     "keep": Keep,
+    "dns": Dns,
     "tiers": TiersSection,
 }

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from policyd.condition import Condition
 from policyd.config.reader import default_of, key_of
 from policyd.config.sections import (
     SECTIONS,
@@ -30,12 +31,12 @@ def show(config: Config) -> str:
     """The effective configuration, defaults included, as TOML that loads to the same."""
     site = config.site
     site_section = SiteSection(site.domains, site.networks, site.default_domain, site.submission_contexts)
-    sections = [config.server, config.store, config.log, config.keep]
+    sections = [config.server, config.store, config.log, config.keep, config.dns]
     lines = [
         f"# The effective configuration of {json.dumps(config.path)}, policy {config.policy_version}.",
         *_section("site", site_section),
     ]
-    for name, section in zip(list(SECTIONS)[1:5], sections, strict=True):
+    for name, section in zip(list(SECTIONS)[1:6], sections, strict=True):
         lines += _section(name, section)
     if config.tiers.all or config.tiers.default:
         lines += _section("tiers", TiersSection(config.tiers.default))
@@ -83,7 +84,7 @@ def _section(name: str, section: Any) -> list[str]:
 
 
 def _check(check: CheckSection) -> list[str]:
-    common = CheckCommon(check.use, check.name, check.direction, check.mode, check.on_error)
+    common = CheckCommon(check.use, check.name, check.direction, check.mode, check.on_error, check.when)
     lines = ["", "[[check]]", *_section("", common)[2:]]
     for field in dataclasses.fields(check.options):
         key = key_of(field)
@@ -115,7 +116,7 @@ def toml(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, int | float):
         return repr(value)
-    if isinstance(value, Limit):
+    if isinstance(value, Limit | Condition):
         return toml(str(value))
     if isinstance(value, Network):
         return toml(network_value(value))

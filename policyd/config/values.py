@@ -10,9 +10,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from policyd.condition import Condition, parse_condition
+from policyd.dns.nameservers import parse_nameserver, write_nameserver
 from policyd.match import address_key, domain_key, fold
 from policyd.request import MX, SUBMISSION
-from policyd.settings import Reader, duration, one_of, size, string, whole
+from policyd.settings import Reader, duration, list_of, one_of, size, string, whole
 from policyd.units import DAY, HOUR, SECOND, format_duration
 
 ANY = "any"
@@ -71,7 +73,15 @@ deadline = _at_least(
     duration, MIN_DEADLINE, MAX_DEADLINE, "1s to 90s; Postfix itself waits smtpd_policy_service_timeout, 100s"
 )
 retention = _at_least(duration, HOUR, 100 * 366 * DAY, "1h to 100 years; write 90d")
+dns_timeout = _at_least(duration, 100, 30 * SECOND, "100ms to 30s; a mail waits for it")
+cache_size = _at_least(size, 1_000_000, 1_000_000_000_000, "1MB to 1000GB; write 32MB")
 connections = _at_least(whole, 1, 1_000_000, "1 to 1000000")
+memory = _at_least(whole, 1_000, 100_000_000, "1000 to 100000000")
+
+
+def condition(value: Any) -> Condition:
+    """A condition on what a check before found."""
+    return parse_condition(string(value))
 
 
 def address(value: Any) -> str:
@@ -135,6 +145,17 @@ def split_inet(text: str) -> tuple[str, int]:
     if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
         raise ValueError(f"{text!r} has no port from 0 to 65535 at its end; write inet:{host}:10047")
     return bare, int(port)
+
+
+def nameservers(value: Any) -> tuple[str, ...]:
+    """A list of nameservers, each with its port, none of them twice."""
+    found: list[str] = []
+    for member in list_of(string)(value):
+        text = write_nameserver(*parse_nameserver(member.strip()))
+        if text in found:
+            raise ValueError(f"{text} is listed twice; keep one of them")
+        found.append(text)
+    return tuple(found)
 
 
 def listener_direction(value: Any) -> str:
@@ -223,6 +244,8 @@ WRITERS: dict[Reader, Callable[[Any], str]] = {
     duration: format_duration,
     deadline: format_duration,
     retention: format_duration,
+    dns_timeout: format_duration,
+    cache_size: size_text,
     size: size_text,
     mode: lambda value: f"{value:04o}",
     store_path: lambda value: f"sqlite://{value}" if value.startswith("/") else f"sqlite:{value}",

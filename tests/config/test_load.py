@@ -70,6 +70,10 @@ format = "json"
 decisions = "7d"
 max_size = "1GiB"
 min_free = "0MB"
+[dns]
+nameservers = ["192.0.2.1", "127.0.0.1:5353", "[::1]:53", "[2001:DB8:0::1]"]
+timeout = "500ms"
+cache_size = "2MB"
 [tiers]
 default = "new"
 [tier.new]
@@ -123,6 +127,8 @@ def test_everything_is_read_into_its_type(write: Write) -> None:
     )
     assert (config.log.decisions, config.log.format) == (("file:x.log", "syslog:mail", "-"), "json")
     assert (config.keep.decisions, config.keep.max_size, config.keep.min_free) == (7 * DAY, 2**30, 0)
+    assert config.dns.nameservers == ("192.0.2.1:53", "127.0.0.1:5353", "[::1]:53", "[2001:db8::1]:53")
+    assert (config.dns.timeout, config.dns.cache_size) == (500, 2_000_000)
     assert config.tiers.default == "new"
     assert config.tiers.all["new"].limits == (Limit(20, "recipients", HOUR), Limit(20_000_000, "bytes", DAY))
     assert config.tiers.all["bulk"] == Tier(
@@ -206,7 +212,7 @@ use = "quotas"
 use = "quota"
 per = "mailbox"
 onbreach = "defer"
-[dns]
+[dsn]
 timeout = "2s"
 """
         )
@@ -222,10 +228,10 @@ timeout = "2s"
             "policyd.toml:14: tier.new.limits[1]: 'recipents' in '20 recipents per 1h' is no unit; "
             "use messages, recipients or bytes"
         ),
-        "policyd.toml:16: check \"quotas\" use: there is no check 'quotas'; policyd has allow, bans, quota",
+        f"policyd.toml:16: check \"quotas\" use: there is no check 'quotas'; policyd has {', '.join(checks.names())}",
         "policyd.toml:19: check \"quota\" per: 'mailbox' is none of user, user-domain, sender, sender-domain, client, server",
         'policyd.toml:20: check "quota" onbreach: unknown key; did you mean on_breach?',
-        "policyd.toml:21: dns: unknown key; remove it; known here: include, site, server, store, log, keep, tiers, tier, check",
+        "policyd.toml:21: dsn: unknown key; did you mean dns?",
     ]
 
 
@@ -324,6 +330,23 @@ timeout = "2s"
         ("[log]\ndecisions = ['/var/log/x']", "is no place for the log"),
         ("[keep]\ndecisions = '5m'", "'5m' is outside 1h to 100 years"),
         ("[keep]\nmax_size = 5", "2: keep.max_size: must be a text in quotes, not a number"),
+        (
+            "[dns]\nnameservers = ['ns.example.org']",
+            "2: dns.nameservers[1]: 'ns.example.org' is no nameserver; write the address of one, as 127.0.0.1:53 or [::1]:53",
+        ),
+        ("[dns]\nnameservers = ['127.0.0.1', '::1:53']", "'::1:53' is no nameserver"),
+        ("[dns]\nnameservers = ['[127.0.0.1]']", "'[127.0.0.1]' is no nameserver"),
+        ("[dns]\nnameservers = ['127.0.0.1:']", "'127.0.0.1:' is no nameserver"),
+        ("[dns]\nnameservers = ['']", "'' is no nameserver"),
+        ("[dns]\nnameservers = ['127.0.0.1:0']", "has no port from 1 to 65535; write 127.0.0.1:53"),
+        ("[dns]\nnameservers = ['[::1]:99999']", "has no port from 1 to 65535; write [::1]:53"),
+        ("[dns]\nnameservers = ['0.0.0.0']", "'0.0.0.0' is nobody's address"),
+        ("[dns]\nnameservers = ['224.0.0.251:5353']", "'224.0.0.251:5353' is nobody's address"),
+        ("[dns]\nnameservers = ['127.0.0.1', '127.0.0.1:53']", "127.0.0.1:53 is listed twice; keep one"),
+        ("[dns]\nnameservers = '127.0.0.1'", "2: dns.nameservers: must be a list [...], not a text"),
+        ("[dns]\nnameservers = [53]", "must be a text in quotes, not a number"),
+        ("[dns]\ntimeout = '1m'", "'1m' is outside 100ms to 30s"),
+        ("[dns]\ncache_size = '1KB'", "'1KB' is outside 1MB to 1000GB; write 32MB"),
         ("[site]\ndomains = ['a@b']", "2: site.domains[1]: 'a@b' is no domain"),
         ("domains = ['a']\n[site]", "1: domains: unknown key; it belongs to [site]"),
         ("[tiers]\ndefault = ''\n[tier.a]\nmembers = ['a b']", "'a b' is no login"),
@@ -451,7 +474,7 @@ use = "quota"
 
 
 def test_the_policy_version_is_of_the_policy_alone(write: Write) -> None:
-    """Order of keys, comments, spelling and written-out defaults do not change it; nor do server, store, log and keep."""
+    """Order of keys, comments, spelling and written-out defaults do not change it; nor do server, store, log, keep and dns."""
     version = loaded(write(POLICY)).policy_version
     assert len(version) == 8
     assert int(version, 16) >= 0
@@ -468,6 +491,8 @@ durability = "normal"
 decisions = []
 [keep]
 decisions = "7d"
+[dns]
+timeout = "1s"
 [[check]]
 for = "any"
 use = "bans"

@@ -160,6 +160,11 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
                 max_size=st.sampled_from(["10GB", "1GiB", "12345"]),
                 min_free=st.just("0KB"),
             ),
+            dns=table(
+                nameservers=st.sampled_from([[], ["127.0.0.1"], ["[::1]:5353", "192.0.2.1:53"]]),
+                timeout=st.sampled_from(["100ms", "2s", "30s"]),
+                cache_size=st.sampled_from(["1MB", "1GiB"]),
+            ),
         )
     )
     tiers = draw(st.dictionaries(labels, tier, max_size=3))
@@ -199,7 +204,7 @@ def test_what_is_shown_loads_to_the_same(file: File, data: dict[str, Any]) -> No
     assert show(second) == shown
     sections = tomllib.loads(shown)
     for section, key, _, _ in documented_keys(checks.options_of, []):
-        if section in {"site", "server", "store", "log", "keep"}:
+        if section in {"site", "server", "store", "log", "keep", "dns"}:
             assert key in sections[section]
 
 
@@ -318,7 +323,7 @@ values = st.recursive(
 any_key = st.sampled_from(
     sorted({key for _, key, _, _ in documented_keys(checks.options_of, checks.names())} - {"include"})
 )
-any_section = st.sampled_from(["site", "server", "store", "log", "keep", "tiers", "tier", "check"])
+any_section = st.sampled_from(["site", "server", "store", "log", "keep", "dns", "tiers", "tier", "check"])
 
 
 @given(
@@ -350,8 +355,8 @@ def test_every_key_is_documented() -> None:
         if default != "required":
             tomllib.loads(f"key = {default}")
     assert {row[0] for row in rows} == {
-        "", "site", "server", "server.listen", "server.fail", "store", "log", "keep", "tiers", "tier.NAME", "check",
-        "check allow", "check bans", "check quota",
+        "", "site", "server", "server.listen", "server.fail", "store", "log", "keep", "dns", "tiers", "tier.NAME", "check",
+        *(f"check {name}" for name in checks.names()),
     }  # fmt: skip
     assert ("server", "deadline", '"5s"', "Every request is answered within this time, 1s to 90s.") in rows
 
