@@ -12,7 +12,7 @@ import secrets
 import time
 import types
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from policyd.answer import DUNNO, REFUSE, Answer, make_answer
 from policyd.decision import Decision, Earlier, Operation
@@ -42,8 +42,22 @@ class Ledgering(Protocol):
     def submit(self, operation: Operation) -> None:
         """Queue an operation; it comes back to :meth:`Desk.deliver`."""
 
-    def give_way(self) -> None:
-        """Let the writer end what it is deciding at this moment."""
+
+class Asked(NamedTuple):
+    """A request as it came in, and how to answer it."""
+
+    attributes: Mapping[str, str]
+    #: The label of the listener, and the direction of all that comes in on it (``""``: of either).
+    listener: str
+    direction: str
+    reply: Callable[[Answer], None]
+
+
+class Asking(Protocol):
+    """What the desk needs of a session."""
+
+    def next_request(self) -> Asked | None:
+        """The next complete request; ``None`` when there is none, or the one before is not answered yet."""
 
 
 class Desk:
@@ -74,38 +88,67 @@ class Desk:
         self._undecided = 0
         self.stages = StageWatch(engine.rules)
         self.waiting: set[Case] = set()
+        self._ready: list[Asking] = []
         self._writer = writer
         self._now = now
         self._read_steering = steering
         self._steering: Steering | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def take(
-        self, attributes: Mapping[str, str], listener: str, direction: str, reply: Callable[[Answer], None]
-    ) -> None:
-        """Decide one request; ``reply`` is called once, on a later turn of the loop, with the answer."""
-        request = self.site.request(attributes, listener, direction)
-        case = Case(self, request, reply)
-        # From here on the request has a deadline, and so an answer, whatever goes wrong below.
-        self.waiting.add(case)
+    def ready(self, session: Asking) -> None:
+        """Bytes have come on ``session``: ask it for its next request soon, together with those of other sessions.
+
+        What the loop reads in one turn goes along the same steps together: so the processor's caches hold each step's
+        code, and all of it becomes one batch for the writer.
+        """
+        if not self._ready:
+            self.loop.call_soon(self._take_ready)
+        self._ready.append(session)
+
+    def _take_ready(self) -> None:
+        sessions, self._ready = self._ready, []
+        asked = []
+        for session in sessions:
+            try:
+                one = session.next_request()
+            except Exception:  # one session's trouble must not keep the others waiting
+                log.exception("a session failed")
+                continue
+            if one is not None:
+                asked.append(one)
+        if asked:
+            self.take(asked)
+
+    def take(self, asked: Sequence[Asked]) -> None:
+        """Decide these requests; each one's ``reply`` is called once, on a later turn of the loop, with the answer."""
+        request_of = self.site.request
+        cases = [
+            Case(self, request_of(attributes, listener, direction), reply)
+            for attributes, listener, direction, reply in asked
+        ]
+        # From here on each request has a deadline, and so an answer, whatever goes wrong below.
+        self.waiting.update(cases)
         if self._timer is None:
             self._timer = self.loop.call_later(TICK, self._tick)
-        try:
-            self._writer.give_way()
-            self.stages.count(request.direction, request.stage)
-            if self._steering is None:
-                self._steering = self._read_steering()
-                self.loop.call_soon(self._stale)
-            chain = self.engine.consult(request, self._now(), self._steering)
-            awaited = chain.send(None)
-        except StopIteration as end:
-            case.consulted(end.value)
-        except Exception as error:  # noqa: BLE001, it must not take the connection with it
-            _chain_failed(request, error)
-            self.loop.call_soon(case.overdue)
-        else:
-            case.task = self.loop.create_task(_finish(chain, awaited))
-            case.task.add_done_callback(case.chain_ended)
+        count = self.stages.count
+        for case in cases:
+            request = case.request
+            try:
+                count(request.direction, request.stage)
+                steering = self._steering
+                if steering is None:
+                    steering = self._steering = self._read_steering()
+                    self.loop.call_soon(self._stale)
+                chain = self.engine.consult(request, self._now(), steering, case.due)
+                awaited = chain.send(None)
+            except StopIteration as end:
+                case.consulted(end.value)
+            except Exception as error:  # noqa: BLE001, it must not take the connections with it
+                _chain_failed(request, error)
+                self.loop.call_soon(case.overdue)
+            else:
+                case.task = self.loop.create_task(_finish(chain, awaited))
+                case.task.add_done_callback(case.chain_ended)
 
     def submit(self, operation: Operation) -> None:
         """Queue an operation for the writer."""
@@ -113,7 +156,6 @@ class Desk:
 
     def deliver(self, handed: Sequence[tuple[Operation, Decision | None]]) -> None:
         """What the writer made of a batch: answer each, then log."""
-        self._writer.give_way()
         for operation, decision in handed:
             try:
                 operation.done(operation, decision)

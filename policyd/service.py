@@ -101,7 +101,7 @@ class Service:
         self.listening = Listening(self.desk)
         self._writer.deliver = self.desk.deliver
         self._writer.replaced = self._reader.reopen
-        self._writer.on_loop = loop.call_soon_threadsafe
+        self._writer.on_loop, self._writer.soon = loop.call_soon_threadsafe, loop.call_soon
         self._apply(config)
         self._timer: asyncio.TimerHandle | None = None
         self._reloading: asyncio.Task[None] | None = None
@@ -167,8 +167,7 @@ class Service:
         self.desk.deadline = config.server.deadline / 1000
         self.desk.fail = config.server.fail
         self.listening.max_connections = config.server.max_connections
-        self._writer.keep = _keep(config)
-        self._writer.most_in_memory = config.store.memory_backlog
+        self._writer.configure(_keep(config), config.store.memory_backlog)
 
     def _look(self) -> None:
         now = time.monotonic()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from policyd.answer import Answer, escape
-from policyd.desk import Desk
+from policyd.desk import Asked, Desk
 from policyd.errors import ProtocolError
 from policyd.wire import MAX_REQUEST, RequestParser, encode
 
@@ -90,8 +90,8 @@ class Session:
             self._since = time.monotonic()
         self._parser.feed(data)
         if not self._busy and self._writable:
-            self._next()
-        if self._parser.pending > MAX_REQUEST and (self._busy or not self._writable) and not self._paused:
+            self._desk.ready(self)
+        if self._parser.pending > MAX_REQUEST and not self._paused:
             self._paused = True
             self._transport.pause_reading()
 
@@ -99,13 +99,13 @@ class Session:
         """The peer will send nothing more; what it asked is still answered."""
         self._ended = True
         if not self._busy:
-            self._next()
+            self._desk.ready(self)
 
     def writable(self, can: bool) -> None:
         """The peer takes answers, or does not at the moment."""
         self._writable = can
         if can and not self._busy:
-            self._next()
+            self._desk.ready(self)
 
     def lost(self) -> None:
         """The connection is gone; a request that is being decided is decided to its end."""
@@ -117,8 +117,10 @@ class Session:
         if not self._paused and not self._closing:
             self._paused = True
             self._transport.pause_reading()
-        if not self._busy:
-            self._close()
+        # At once: nobody waits for what is only about to be taken up.
+        asked = self.next_request()
+        if asked is not None:
+            self._desk.take([asked])
 
     def check_time(self, now: float) -> None:
         """Close if half a request, or nothing, has come for too long."""
@@ -130,10 +132,10 @@ class Session:
             elif waited > IDLE:
                 self._close()
 
-    def _next(self) -> None:
-        """Take up the next complete request, if there is one."""
-        if self._closing or not self._writable:
-            return
+    def next_request(self) -> Asked | None:
+        """See :class:`policyd.desk.Asking`. With no request left and nothing to come, the connection is closed."""
+        if self._busy or self._closing or not self._writable:
+            return None
         try:
             attributes = None if self._broken or not self._parser.pending else self._parser.next_request()
         except ProtocolError as error:
@@ -141,8 +143,7 @@ class Session:
             attributes = None
         if attributes is not None:
             self._busy = True
-            self._desk.take(attributes, self._label, self._direction, self._reply)
-            return
+            return Asked(attributes, self._label, self._direction, self._reply)
         if self._broken:
             # Postfix's own document asks for this: no answer, a log line, a disconnect (SMTPD_POLICY_README).
             log.warning("%s: no policy request: %s; disconnected", self._peer, escape(self._broken))
@@ -152,6 +153,7 @@ class Session:
         elif self._paused:
             self._paused = False
             self._transport.resume_reading()
+        return None
 
     def _reply(self, answer: Answer) -> None:
         self._busy = False
@@ -159,7 +161,8 @@ class Session:
         if self._closing:
             return
         self._transport.write(encode(answer))
-        self._next()
+        if self._parser.pending or self._ended or self._paused:
+            self._desk.ready(self)
 
     def _close(self) -> None:
         if not self._closing:

@@ -99,6 +99,13 @@ def parse_attributes(block: bytes) -> dict[str, str]:
         text = block.decode()
     except UnicodeDecodeError:
         text = block.decode("utf-8", "backslashreplace")
+    # Nearly always each line has one "=": then one split does for all of them.
+    parts = text.replace("\n", "=\n=").split("=")
+    lines = (len(parts) + 1) // 3
+    if len(parts) == 3 * lines - 1 and parts[2::3].count("\n") == lines - 1:
+        attributes = dict(zip(parts[::3], parts[1::3], strict=True))
+        if len(attributes) == lines:
+            return _checked(attributes)
     # The last of equal keys wins in dict(), so the reversed order lets the first attribute of a name count.
     pairs = list(map(_split_pair, text.split("\n")))
     pairs.reverse()
@@ -106,6 +113,10 @@ def parse_attributes(block: bytes) -> dict[str, str]:
         attributes = dict(pairs)
     except ValueError:
         raise ProtocolError("a line without '='") from None
+    return _checked(attributes)
+
+
+def _checked(attributes: dict[str, str]) -> dict[str, str]:
     if "" in attributes:
         raise ProtocolError("an attribute without a name")
     if attributes.get("request") != REQUEST_TYPE:

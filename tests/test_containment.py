@@ -13,7 +13,7 @@ from policyd.opinion import Opinion
 from policyd.session import Session
 from policyd.store import connect as connect_module
 from policyd.store import instances as instances_module
-from policyd.store import writer as writer_module
+from policyd.store import sturdy as sturdy_module
 from policyd.store.connect import open_for_admin
 from policyd.wire import MAX_REQUEST
 from tests.fakes import Disk, Store, ask, ban_rule, engine, from_outside, quota_rule, says
@@ -23,7 +23,7 @@ from tests.store.test_writer import ALICE, ban_alice, healed, locked
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sick store is tried again with each batch, so that no test has to wait."""
-    monkeypatch.setattr(writer_module, "RETRY", 0.0)
+    monkeypatch.setattr(sturdy_module, "RETRY", 0.0)
     monkeypatch.setattr(connect_module, "DAEMON_BUSY", 1)
 
 
@@ -85,7 +85,7 @@ def test_a_defect_in_upkeep_does_not_end_the_writer(tmp_path: Path, monkeypatch:
         failed.append(arguments)
         raise KeyError("a defect")
 
-    monkeypatch.setattr(writer_module.Upkeep, "step", broken)
+    monkeypatch.setattr(sturdy_module.Upkeep, "step", broken)
     with Store(path, engine(quota_rule("100 messages per 1h"))) as store:
         for _ in range(3):
             assert store.settled(ask()).verdict == "pass"
@@ -116,7 +116,7 @@ def test_memory_stays_bounded_while_nothing_can_be_written(
             for _ in range(30):
                 store.decide(*[from_outside() for _ in range(10)])
                 store.decide(*[ask() for _ in range(10)])
-            held = store.writer._ledger.instances
+            held = store.writer.ledger._ledger.instances
             assert len(held._held) <= 50 + 10 + 10
             assert held._decisions == sum(len(each) for each in held._held.values())
         for _ in range(200):
@@ -128,7 +128,7 @@ def test_memory_stays_bounded_while_nothing_can_be_written(
 
 def test_a_removed_database_is_noticed_and_bans_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written into a file without a name is lost at the next start: a new one is begun with what is known."""
-    monkeypatch.setattr(writer_module, "LOOK", 0.0)
+    monkeypatch.setattr(sturdy_module, "LOOK", 0.0)
     path = tmp_path / "policyd.db"
     with Store(path, engine(ban_rule(), quota_rule("100 messages per 1h"))) as store:
         for _ in range(4):

@@ -14,7 +14,7 @@ from policyd import desk as desk_module
 from policyd.answer import DUNNO, REFUSE, Answer, make_answer
 from policyd.decision import Decision, Operation
 from policyd.decisionlog import DecisionLog
-from policyd.desk import TICK, Case, Desk
+from policyd.desk import TICK, Asked, Case, Desk
 from policyd.engine import Engine
 from policyd.inquiry import Inquiry
 from policyd.opinion import Opinion
@@ -161,7 +161,7 @@ class Office:
         return self.ledger.steering
 
     def take(self, attributes: dict[str, str] | None = None, **more: str) -> None:
-        self.desk.take({**(attributes or ATTRIBUTES), **more}, "l", "", self.answers.append)
+        self.desk.take([Asked({**(attributes or ATTRIBUTES), **more}, "l", "", self.answers.append)])
 
     def used(self) -> int:
         return self.ledger.used("messages/external")
@@ -352,7 +352,9 @@ def test_whatever_the_order_each_is_answered_once_and_counted_as_answered(
                 number = len(instances)
                 instances.append(instance)
                 answers[number] = []
-                office.desk.take({**ATTRIBUTES, "instance": instance}, "l", "", answers[number].append)
+                office.desk.take(
+                    [Asked({**ATTRIBUTES, "instance": instance}, "l", "", answers[number].append)]
+                )
             elif kind == "decide" and not decided:
                 decided = office.writer.decide()
             elif kind == "hand":
@@ -377,7 +379,7 @@ def test_one_reply_that_fails_does_not_keep_the_others_waiting(
     def fails(answer: Answer) -> None:
         raise RuntimeError("the session is broken")
 
-    office.desk.take({**ATTRIBUTES, "instance": "a"}, "l", "", fails)
+    office.desk.take([Asked({**ATTRIBUTES, "instance": "a"}, "l", "", fails)])
     office.take(instance="b")
     office.writer.run()
     assert office.answers == [DUNNO]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from policyd import session as session_module
 from policyd.answer import DUNNO, Answer
+from policyd.desk import Asked
 from policyd.session import HALF_REQUEST, IDLE, PolicyProtocol, Session
 from policyd.wire import MAX_REQUEST
 
@@ -58,11 +59,15 @@ class FakeDesk:
         self.taken: list[tuple[Mapping[str, str], str, str]] = []
         self.waiting: list[tuple[str, Callable[[Answer], None]]] = []
 
-    def take(
-        self, attributes: Mapping[str, str], label: str, direction: str, reply: Callable[[Answer], None]
-    ) -> None:
-        self.taken.append((attributes, label, direction))
-        self.waiting.append((attributes["instance"], reply))
+    def ready(self, session: Session) -> None:
+        asked = session.next_request()
+        if asked is not None:
+            self.take([asked])
+
+    def take(self, asked: Sequence[Asked]) -> None:
+        for attributes, label, direction, reply in asked:
+            self.taken.append((attributes, label, direction))
+            self.waiting.append((attributes["instance"], reply))
 
     def answer(self) -> bool:
         if not self.waiting:

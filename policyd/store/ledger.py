@@ -15,8 +15,7 @@ import contextlib
 import logging
 import secrets
 import sqlite3
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -68,37 +67,19 @@ class Charge(NamedTuple):
     at: int
 
 
-class Turn:
-    """Lets one thread run Python undisturbed for a moment; the other asks before it begins something."""
-
-    __slots__ = ("_lock", "_taken")
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._taken = False
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        self._taken = True
-
-    def __exit__(self, *error: object) -> None:
-        self._taken = False
-        self._lock.release()
-
-    def give_way(self) -> None:
-        """Wait until the turn ends, if there is one; never for long, and for a turn that hangs only once."""
-        if self._taken:
-            if self._lock.acquire(timeout=0.05):
-                self._lock.release()
-            else:
-                self._taken = False
-
-
 class Batch(NamedTuple):
     """What a batch of operations came to: a decision each (``None``: it failed), and what was counted."""
 
     decisions: list[Decision | None]
     charges: list[Charge]
+
+
+class Staged(NamedTuple):
+    """A batch that is decided, and its rows, not yet written."""
+
+    batch: Batch
+    rows: list[tuple[str | int | None, ...]]
+    counters: list[tuple[str, str, str, bytes, int]]
 
 
 @lru_cache(maxsize=4096)
@@ -137,8 +118,6 @@ class Ledger:
         self.clock = clock
         self.mirror = SteeringMirror(connection)
         self.backlog = Batch([], [])
-        #: Held while a batch is decided: two threads that both want the interpreter only hinder each other.
-        self.turn = Turn()
         self._settle = settle
         self._stopwatch = stopwatch
         self._report = report
@@ -147,6 +126,8 @@ class Ledger:
         self._charges: list[Charge] = []
         self.instances = Instances()
         self._readable = True
+        #: Whether a batch is decided with what is in memory; ``None`` once that is not enough.
+        self._staging: bool | None = False
         self._ref_seq = 0
         self._last_id = 0
         self._load()
@@ -163,7 +144,7 @@ class Ledger:
             max(self._ref_seq, row[0] if row else 0),
             max(self._last_id, row[1] if row else 0),
         )
-        self.partitions = known
+        self.partitions = self._before = known
 
     def reopened(self, connection: sqlite3.Connection) -> None:
         """Go on with another connection, perhaps to another file; what is in memory and unwritten stays."""
@@ -210,28 +191,82 @@ class Ledger:
         :raises sqlite3.Error: nothing of it is on disk and nothing was decided.
         :raises NotWritten: it was decided, and is not on disk.
         """
-        before = self.partitions
         self.begin()
+        return self._run(operations)
+
+    def _run(self, operations: Sequence[Operation]) -> Batch:
         try:
             self._read(operations)
         except BaseException:
             self.rollback()
             raise
-        with self.turn:
-            batch = self.decide(operations)
+        batch = self.decide(operations)
+        self._commit(batch, *self._prepare(batch.decisions, self._dirty))
+        return batch
+
+    def stage(self, operations: Sequence[Operation]) -> Staged | None:
+        """Decide with what is in memory; ``None``, and nothing has happened, when that is not enough.
+
+        Touches no database. :meth:`commit` has to follow.
+        """
+        keys, instances = self._unread(operations)
+        if keys or instances:
+            return None
+        self._staging = True
+        batch = self.decide(operations)
+        known, self._staging = self._staging, False
+        if not known:
+            self._forget_batch(batch)
+            return None
         try:
-            with self.turn:
-                self._write(*self._prepare(batch.decisions, self._dirty))
+            return Staged(batch, *self._prepare(batch.decisions, self._dirty))
+        except BaseException:
+            self._forget_batch(batch)
+            raise
+
+    def commit(self, operations: Sequence[Operation], staged: Staged) -> Batch:
+        """Write and commit what was staged; it is decided again if the admin has changed something since.
+
+        :raises sqlite3.Error: nothing of it is on disk and nothing was decided.
+        :raises NotWritten: it was decided, and is not on disk.
+        """
+        generation = self.steering.generation
+        try:
+            self.begin()
+        except BaseException:
+            self._forget_batch(staged.batch)
+            raise
+        if self.steering.generation == generation:
+            self._commit(*staged)
+            return staged.batch
+        self._forget_batch(staged.batch)
+        return self._run(operations)
+
+    def _commit(
+        self, batch: Batch, rows: Sequence[tuple[Any, ...]], counters: Sequence[tuple[Any, ...]]
+    ) -> None:
+        self._before = self.partitions
+        with self._undone_if_it_fails(batch):
+            self._write(rows, counters)
             self.connection.execute("COMMIT")
-        except Exception as error:
+        self._clean()
+
+    def _forget_batch(self, batch: Batch) -> None:
+        self.forget_decisions(batch)
+        self.forget_counters()
+
+    @contextlib.contextmanager
+    def _undone_if_it_fails(self, batch: Batch) -> Iterator[None]:
+        """Trouble of the database's lets the decisions stand; anything else means that they are made again."""
+        try:
+            yield
+        except BaseException as error:
             self.rollback()
-            self.partitions = before
+            self.partitions = self._before
             if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.ProgrammingError):
                 raise NotWritten(batch) from error
             self.forget_decisions(batch)
             raise
-        self._clean()
-        return batch
 
     def forget_decisions(self, batch: Batch) -> None:
         """Undo what was remembered of a batch that will be decided again."""
@@ -329,6 +364,12 @@ class Ledger:
             with contextlib.suppress(sqlite3.Error):
                 self.connection.execute("ROLLBACK")
 
+    def recover(self) -> None:
+        """After a failure: no transaction stays open, and what is cached is what the table says."""
+        self.rollback()
+        with contextlib.suppress(sqlite3.Error):
+            self.forget_counters()
+
     def forget_counters(self) -> None:
         """Drop the cache, when it may say something else than the table."""
         self._counters.clear()
@@ -379,7 +420,10 @@ class Ledger:
         """See :class:`policyd.settle.State`."""
         counter = self._counters.get(key)
         if counter is None:
-            if self._readable:
+            if self._staging is not False:
+                # What counts nobody foresaw, and it has to be read: what is decided now will not stand.
+                self._staging = None
+            elif self._readable:
                 self._read_counters((key,))
             counter = self._counters.setdefault(key, Counter())
         return counter
@@ -411,6 +455,15 @@ class Ledger:
             self._counters.pop(key, None)
 
     def _read(self, operations: Sequence[Operation]) -> None:
+        keys, instances = self._unread(operations)
+        if keys:
+            self._read_counters(keys)
+        if instances:
+            since = self.clock.now() - IDENTITY
+            self.instances.read(self.connection, self.partitions, instances, since)
+
+    def _unread(self, operations: Sequence[Operation]) -> tuple[set[CounterKey], list[str]]:
+        """The counters and the transactions that the database has to be asked about."""
         keys: set[CounterKey] = set()
         counters = self._counters
         for operation in operations:
@@ -422,12 +475,7 @@ class Ledger:
                     # A plain tuple finds what a CounterKey does.
                     if (quota.scope, quota.value, unit) not in counters:
                         keys.add(CounterKey(quota.scope, quota.value, unit))
-        if keys:
-            self._read_counters(keys)
-        unread = self.instances.unread(operation.request for operation in operations)
-        if unread:
-            since = self.clock.now() - IDENTITY
-            self.instances.read(self.connection, self.partitions, unread, since)
+        return keys, self.instances.unread(operation.request for operation in operations)
 
     def _read_counters(self, keys: Iterable[CounterKey]) -> None:
         missing = sorted(key for key in keys if key not in self._counters)

@@ -1,49 +1,37 @@
-"""The writer: one thread, one connection, group commit, and what it does when the database is in trouble.
+"""Group commit: who works on the ledger when, the loop or the writer's thread, one at a time.
 
-The loop queues operations; the thread takes all that wait, runs them in one transaction, and hands the decisions back
-in one call on the loop. In trouble (locked, full, damaged) it goes on in memory: bans that are known hold, what counts
-is counted and kept in the backlog, up to a bound; beyond it an operation that must count gets no decision, and the
-server answers what ``fail`` says. About twice a second it tries the disk again. A damaged file is moved aside, never
-overwritten, and a new one is begun with the steering data that are known.
+The loop decides a batch with what is in memory and hands it to the thread, which writes and commits it: the thread waits
+for the disk, and for other programs that write. Meanwhile the loop takes up new requests, and those are the next batch.
+A batch for which something has to be read first, and everything while the database is in trouble, the thread does alone.
+Two threads that run Python at the same time only hinder each other, so as much as can be is done where the requests are.
+
+A lock says whose turn it is. The loop never waits for it. When it stages a batch it hands the lock over with it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 from policyd.decision import Decision, Operation
-from policyd.errors import StoreBusy, StoreDamaged, StoreError
 from policyd.steering import Steering
-from policyd.store import aside, connect
-from policyd.store.clock import LedgerClock, stored_base
-from policyd.store.ledger import Ledger, NotWritten, Settle
-from policyd.store.upkeep import Keep, Upkeep
+from policyd.store.clock import LedgerClock
+from policyd.store.ledger import Settle, Staged
+from policyd.store.sturdy import UPKEEP, SturdyLedger
+from policyd.store.upkeep import Keep
 
 #: Operations in one transaction at the most.
 BATCH = 256
-#: Between two attempts to reach a sick database, s.
-RETRY = 0.5
-#: Between two steps of upkeep, s.
-UPKEEP = 1.0
-#: Upkeep rests for so many times as long as a step of it took.
-UPKEEP_SHARE = 20
-#: Between two looks at whether the file is still there, s.
-LOOK = 1.0
 
 log = logging.getLogger("policyd.store")
 Handed = list[tuple[Operation, Decision | None]]
 
 
 class Writer:
-    """Owns the database from :meth:`start` to :meth:`stop`."""
+    """Owns the database from :meth:`open` to :meth:`stop`."""
 
     def __init__(
         self,
@@ -58,33 +46,27 @@ class Writer:
         """
         :param backlog: decisions kept in memory at the most while the database is in trouble.
         """
-        self.path = path
-        self.durability = durability
-        self.most_in_memory = backlog
-        self.keep = keep or Keep()
+        self.ledger = SturdyLedger(
+            path, settle, durability=durability, backlog=backlog, keep=keep, stopwatch=stopwatch
+        )
+        self.ledger.replaced = self._tell_replaced
         #: Called on the loop with what a batch came to; set before :meth:`start`.
         self.deliver: Callable[[Handed], None] = lambda handed: None
         #: Called on the loop when the file was replaced, so that readers open the new one.
         self.replaced: Callable[[], None] = lambda: None
-        #: Runs a call on the loop; set before :meth:`start`.
+        #: Runs a call on the loop, from any thread; set before :meth:`start`.
         self.on_loop: Callable[..., object] = lambda call, *args: call(*args)
-        self.sick = ""
-        #: Decisions that no row will tell of, since the trouble began.
-        self.untold = 0
-        self._settle = settle
-        self._stopwatch = stopwatch
+        #: Runs a call later in this turn of the loop or in the next, from the loop; set before :meth:`start`.
+        self.soon: Callable[[Callable[[], None]], object] = lambda call: call()
         self._queue: deque[Operation] = deque()
         self._wake = threading.Event()
+        #: Held by who works on the ledger.
+        self._turn = threading.Lock()
+        #: What the loop handed over, with the lock: a batch, and what was decided if it could be staged.
+        self._handed_over: tuple[list[Operation], Staged | None] | None = None
+        self._stage_soon = False
         self._stopping = False
-        self._working = False
-        self._next_retry = 0.0
-        self._next_look = 0.0
-        self._next_upkeep = 0.0
-        self._inode: tuple[int, int] | None = None
         self._thread = threading.Thread(target=self._main, name="policyd-writer", daemon=True)
-        self._ledger: Ledger
-        self._upkeep: Upkeep
-        self.clock: LedgerClock
 
     # --- on the loop's thread ----------------------------------------------------------------------------------------
 
@@ -93,61 +75,37 @@ class Writer:
 
         :raises StoreError: it cannot be opened at all.
         """
-        try:
-            self._open(connect.open_for_daemon(self.path, self.durability))
-            self._inode = _inode(self.path)
-        except StoreDamaged as error:
-            self._begin_anew(str(error), None).close()
-            self._open(connect.open_for_daemon(self.path, self.durability))
-            self._inode = _inode(self.path)
-        except StoreBusy as error:
-            # Locked, full, read-only: what comes after the start does not stop mail either.
-            self.sick = str(error)
-            log.error("store-sick: %s; starting in memory, up to %d decisions", error, self.most_in_memory)
-            try:
-                self._open(connect.open_as_it_is(self.path))
-            except (sqlite3.Error, StoreError) as trouble:
-                log.error(
-                    "store-sick: nothing can be read either (%s): no ban is known until that is mended",
-                    trouble,
-                )
-                self._open(connect.open_nowhere())
-        self._upkeep = Upkeep(self._ledger, self.path, self.keep)
-
-    def _open(self, connection: sqlite3.Connection) -> None:
-        try:
-            self.clock = LedgerClock(stored_base(connection))
-            self._ledger = Ledger(connection, self.clock, self._settle, self._stopwatch, _report)
-            # From the first moment on, policyctl finds the ledger time that this daemon goes by; the next batch
-            # writes it too, so it can wait when somebody else is writing now.
-            if not self.sick:
-                with contextlib.suppress(sqlite3.OperationalError):
-                    self._ledger.save_time()
-        except sqlite3.Error as error:
-            connection.close()
-            raise connect.translate(error, self.path) from error
+        self.ledger.open()
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
+    @property
+    def clock(self) -> LedgerClock:
+        """Ledger time."""
+        return self.ledger.clock
+
+    @property
+    def sick(self) -> str:
+        """What is wrong with the database; empty when nothing is."""
+        return self.ledger.sick
+
     def steering(self) -> Steering:
         """The steering data as of the last batch."""
-        return self._ledger.steering
+        return self.ledger.steering()
 
     def submit(self, operation: Operation) -> None:
         """Queue an operation; its decision comes by ``deliver``."""
         self._queue.append(operation)
-        if not self._wake.is_set():
-            self._wake.set()
-
-    def give_way(self) -> None:
-        """Called on the loop before it takes something up: let the writer end what it is deciding."""
-        self._ledger.turn.give_way()
+        if not self._stage_soon:
+            # Not at once: what else comes in this turn of the loop belongs to the same batch.
+            self._stage_soon = True
+            self.soon(self._stage)
 
     def idle(self) -> bool:
         """Whether nothing waits and nothing is being decided."""
-        return not self._queue and not self._working
+        return not self._queue and not self._turn.locked()
 
     def alive(self) -> bool:
         """Whether the thread runs, as it should from :meth:`start` to :meth:`stop`."""
@@ -158,246 +116,98 @@ class Writer:
         return len(self._queue)
 
     def stop(self) -> None:
-        """Settle what is queued, write the backlog if that can be, checkpoint, close."""
+        """Settle what is queued, write the backlog if that can be, checkpoint, close. Called from any thread."""
         self._stopping = True
         self._wake.set()
         if self._thread.ident is None:
-            self._close()
+            self.ledger.close()
         else:
             self._thread.join()
+
+    def configure(self, keep: Keep, backlog: int) -> None:
+        """Take over changed settings."""
+        self.ledger.keep, self.ledger.most_in_memory = keep, backlog
+
+    def _stage(self) -> None:
+        """Take what waits, if it is the loop's turn, and hand it over to be committed."""
+        self._stage_soon = False
+        if not self._queue:
+            return
+        if self._stopping or self.ledger.sick:
+            # At the end, and in trouble, everything is the thread's.
+            self._wake.set()
+            return
+        if not self._turn.acquire(blocking=False):
+            # Who has the turn looks at the queue when it ends.
+            return
+        operations = self._take()
+        if not operations:
+            self._turn.release()
+            return
+        self._handed_over = operations, self.ledger.stage(operations)
+        self._wake.set()
+
+    def _take(self) -> list[Operation]:
+        operations: list[Operation] = []
+        queue = self._queue
+        while queue and len(operations) < BATCH:
+            operations.append(queue.popleft())
+        return operations
+
+    def _deliver_and_stage(self, handed: Handed) -> None:
+        try:
+            self.deliver(handed)
+        finally:
+            self._stage()
 
     # --- on the writer's thread --------------------------------------------------------------------------------------
 
     def _main(self) -> None:
         pause = UPKEEP
-        while not self._stopping or self._queue:
+        while not self._stopping or self._queue or self._turn.locked():
             self._wake.wait(pause)
             self._wake.clear()
-            try:
-                busy = self._turn()
-            except Exception:  # the thread is the only one that decides: it must not end
-                log.exception("the writer failed; it goes on")
-                self._ledger.rollback()
-                busy = False
-            pause = RETRY if self.sick else UPKEEP
-            if busy and not self.sick:
-                pause = max(0.0, self._next_upkeep - time.monotonic())
-        self._close()
-
-    def _turn(self) -> bool:
-        """Everything that waits, then a step of upkeep; whether there is more of that to do at once."""
-        while self._queue:
-            self._working = True
-            operations: list[Operation] = []
-            while self._queue and len(operations) < BATCH:
-                operations.append(self._queue.popleft())
-            self._hand_back(operations, self._run_safely(operations))
-            self._working = False
-            self._upkeep_if_due()
-        if self.sick:
-            self._try_to_heal()
-        return self._upkeep_if_due()
-
-    def _run_safely(self, operations: Sequence[Operation]) -> list[Decision | None]:
-        """Run a batch; if that fails for no reason of the database's, one operation at a time."""
-        try:
-            return self._run(operations)
-        except Exception as error:  # noqa: BLE001, the writer must not end, whatever one operation does
-            self._ledger.rollback()
-            with contextlib.suppress(sqlite3.Error):
-                self._ledger.forget_counters()
-            if len(operations) == 1:
-                _report(operations[0], error)
-                return [None]
-        return [decision for operation in operations for decision in self._run_safely([operation])]
-
-    def _run(self, operations: Sequence[Operation]) -> list[Decision | None]:
-        """Decide a batch on disk or, if that cannot be, in memory."""
-        if self.sick:
-            self._try_to_heal()
-        if not self.sick:
-            try:
-                return self._ledger.run(operations).decisions
-            except NotWritten as failure:
-                error = failure.__cause__
-                assert isinstance(error, sqlite3.Error)
-                # Kept first: what happens to a damaged file has to know what was not written.
-                self._ledger.keep(failure.batch)
-                self._fall_sick(error)
-                return failure.batch.decisions
-            except sqlite3.Error as error:
-                self._fall_sick(error)
-            except StoreError as error:
-                self._fall_sick(error)
-        room = self.most_in_memory - len(self._ledger.backlog.decisions)
-        if room < len(operations):
-            return self._overflow(operations, room)
-        batch = self._ledger.run_in_memory(operations)
-        self._ledger.keep(batch)
-        return batch.decisions
-
-    def _overflow(self, operations: Sequence[Operation], room: int) -> list[Decision | None]:
-        """With no room in memory for all: what must count gets no decision, the rest is decided and not told of."""
-        decisions: list[Decision | None] = []
-        for operation in operations:
-            if _counts(operation) and room <= 0 and not self._ledger.passed_before(operation):
-                decisions.append(self._ledger.refusal(operation))
-                self.untold += 1
+            handed_over, self._handed_over = self._handed_over, None
+            if handed_over is None and not self._turn.acquire(blocking=False):
+                # The loop is staging a batch, and will hand it over.
                 continue
-            batch = self._ledger.run_in_memory([operation])
-            if room > 0:
-                self._ledger.keep(batch)
-                room -= 1
-            else:
-                # Nothing was counted, so nothing has to be known again.
-                self._ledger.forget_decisions(batch)
-                self.untold += 1
-            decisions += batch.decisions
-        return decisions
+            more, handed = False, None
+            try:
+                if handed_over is not None:
+                    handed = self._finish(*handed_over)
+                    if self.ledger.needs_attention():
+                        # Answers first: what comes now may take its time.
+                        self.on_loop(self.deliver, handed)
+                        handed = None
+                more = self._attend() if handed is None else True
+            except Exception:  # the thread is the only one that commits: it must not end
+                log.exception("the writer failed; it goes on")
+                self.ledger.recover()
+            finally:
+                self._turn.release()
+            # Only now that the turn has ended: what came in since the last look would wait for ever.
+            if handed is not None:
+                self.on_loop(self._deliver_and_stage, handed)
+            elif self._queue:
+                self.on_loop(self._stage)
+            pause = self.ledger.pause(more)
+        self.ledger.close()
 
-    def _hand_back(self, operations: Sequence[Operation], decisions: Sequence[Decision | None]) -> None:
-        self.on_loop(self.deliver, list(zip(operations, decisions, strict=True)))
+    def _finish(self, operations: list[Operation], staged: Staged | None) -> Handed:
+        """Commit what was staged; what could not be is decided here."""
+        ledger = self.ledger
+        decisions = ledger.run(operations) if staged is None else ledger.commit(operations, staged)
+        return list(zip(operations, decisions, strict=True))
 
-    def _fall_sick(self, error: sqlite3.Error | StoreError) -> None:
-        trouble = error if isinstance(error, StoreError) else connect.translate(error, self.path)
-        self.sick = str(trouble)
-        self._next_retry = time.monotonic() + RETRY
-        log.error("store-sick: %s; deciding in memory, up to %d decisions", trouble, self.most_in_memory)
-        if isinstance(trouble, StoreDamaged):
-            self._replace(str(trouble))
+    def _tell_replaced(self) -> None:
+        self.on_loop(self.replaced)
 
-    def _try_to_heal(self) -> None:
-        if time.monotonic() < self._next_retry:
-            return
-        try:
-            self._reopen()
-            written = len(self._ledger.backlog.decisions)
-            self._ledger.write_backlog()
-        except (sqlite3.Error, StoreError, ValueError, OSError) as error:
-            trouble = connect.translate(error, self.path) if isinstance(error, sqlite3.Error) else error
-            if str(trouble) != self.sick:
-                log.error("store-sick: %s", trouble)
-                self.sick = str(trouble)
-            if isinstance(trouble, StoreDamaged):
-                self._replace(str(trouble))
-            self._next_retry = time.monotonic() + RETRY
-            return
-        log.warning(
-            "store-well: %s is written again; %d decisions were kept in memory and are on disk now, %d left no row",
-            self.path,
-            written,
-            self.untold,
-        )
-        self.sick = ""
-        self.untold = 0
-
-    def _reopen(self) -> None:
-        """Open the file again: it may have been replaced, or the file system mounted anew."""
-        found = _inode(self.path)
-        if found is None or (found != self._inode and not os.path.getsize(self.path)):
-            # A new file knows no bans: it is begun with those that are known.
-            raise StoreDamaged(f"{self.path} is gone")
-        connection = connect.open_for_daemon(self.path, self.durability)
-        old = self._ledger.connection
-        try:
-            self._ledger.reopened(connection)
-        except BaseException:
-            connection.close()
-            raise
-        old.close()
-        if found != self._inode:
-            self._inode = found
-            self.on_loop(self.replaced)
-
-    def _replace(self, why: str) -> None:
-        """Move the damaged file aside and begin a new one."""
-        try:
-            self._ledger.connection.close()
-            connection = self._begin_anew(why, self._ledger)
-            self._ledger.begin_anew(connection)
-            self._inode = _inode(self.path)
-            self.on_loop(self.replaced)
-            self._next_retry = 0.0
-        except (sqlite3.Error, StoreError, OSError) as error:
-            log.error("store-sick: %s cannot be replaced: %s", self.path, error)
-            self._next_retry = time.monotonic() + RETRY
-
-    def _begin_anew(self, why: str, ledger: Ledger | None) -> sqlite3.Connection:
-        kept = aside.move(self.path)
-        log.error("store-damaged: %s; kept aside as %s, beginning a new database", why, kept)
-        connection = connect.open_for_daemon(self.path, self.durability)
-        saved = aside.restore_steering(connection, kept, ledger.steering if ledger is not None else None)
-        log.error(
-            "store-damaged: %d bans, allows, limits, grants and modes were taken over; the counts and decisions stay in %s"
-            " ('policyctl db restore BACKUP' brings back a backup)",
-            saved,
-            Path(kept).name,
-        )
-        return connection
-
-    def _upkeep_if_due(self) -> bool:
-        if self.sick:
-            return False
-        begun = time.monotonic()
-        if begun < self._next_upkeep:
-            return True
-        try:
-            self._look_at_file()
-            return self._upkeep.step(idle=not self._queue, keep=self.keep)
-        except (sqlite3.Error, StoreError) as error:
-            self._ledger.rollback()
-            self._fall_sick(error)
-            return False
-        finally:
-            # However much there is to do after a start with a large database, answers come first.
-            ended = time.monotonic()
-            self._next_upkeep = ended + UPKEEP_SHARE * (ended - begun)
-
-    def _look_at_file(self) -> None:
-        """
-        :raises StoreError: the file that is open is not the one at the path any more: what is written into it is lost.
-        """
-        if time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + LOOK
-            if _inode(self.path) != self._inode:
-                raise StoreError(f"{self.path} was removed or replaced while policyd runs")
-
-    def _close(self) -> None:
-        if self.sick:
-            self._next_retry = 0.0
-            self._try_to_heal()
-        if self.sick:
-            log.error(
-                "store-sick: %s; %d decisions could not be written and are lost",
-                self.sick,
-                len(self._ledger.backlog.decisions),
-            )
-        try:
-            if not self.sick:
-                self._upkeep.checkpoint(wait=True)
-            self._ledger.connection.close()
-        except (sqlite3.Error, StoreError) as error:
-            log.error("%s could not be closed in order: %s", self.path, error)
-
-
-def _inode(path: str) -> tuple[int, int] | None:
-    """What tells one file from another of the same name; ``None`` when there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _counts(operation: Operation) -> bool:
-    """Whether the operation would count something if it passed."""
-    return any(
-        heard.opinion is not None and heard.opinion.quota is not None and heard.opinion.quota.counts
-        for heard in operation.proposal.heard
-    )
-
-
-def _report(operation: Operation, error: Exception) -> None:
-    log.error(
-        "decision failed on instance %r: %s: %s", operation.request.instance, type(error).__name__, error
-    )
+    def _attend(self) -> bool:
+        """What waits, in trouble and at the end; then a step of upkeep. Whether there is more of that to do at once."""
+        while self._queue and (self.ledger.sick or self._stopping):
+            operations = self._take()
+            self.on_loop(self.deliver, self._finish(operations, None))
+            self.ledger.upkeep(idle=False)
+        if self.ledger.sick:
+            self.ledger.try_to_heal()
+        return self.ledger.upkeep(idle=not self._queue)

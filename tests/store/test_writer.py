@@ -7,7 +7,6 @@ import itertools
 import os
 import resource
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,9 +22,9 @@ from policyd.steering import Entry
 from policyd.store import admin, connect
 from policyd.store import instances as instances_module
 from policyd.store import ledger as ledger_module
-from policyd.store import writer as writer_module
+from policyd.store import sturdy as sturdy_module
 from policyd.store.connect import open_for_admin
-from policyd.store.ledger import Turn, reference
+from policyd.store.ledger import reference
 from tests.fakes import (
     PATIENCE,
     Disk,
@@ -50,7 +49,7 @@ class TestSQLite(BackendContract):
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test waits for the time between two attempts."""
-    monkeypatch.setattr(writer_module, "RETRY", 0.002)
+    monkeypatch.setattr(sturdy_module, "RETRY", 0.002)
     monkeypatch.setattr(connect, "DAEMON_BUSY", 1)
 
 
@@ -677,16 +676,3 @@ def test_references_do_not_count_up() -> None:
     found = [reference(sequence) for sequence in range(1, 2_000)]
     assert len(set(found)) == len(found)
     assert sum(first[:3] == second[:3] for first, second in itertools.pairwise(found)) < 20
-
-
-def test_the_loop_waits_for_a_batch_that_is_being_decided() -> None:
-    """And for none when nothing is decided; it is never kept for long."""
-    turn = Turn()
-    turn.give_way()
-    with turn:
-        waiting = threading.Thread(target=turn.give_way)
-        waiting.start()
-    waiting.join(PATIENCE)
-    assert not waiting.is_alive()
-    with turn:
-        turn.give_way()

@@ -1,0 +1,357 @@
+"""The ledger that goes on when the database is in trouble: locked, full, gone, damaged.
+
+It goes on in memory: bans that are known hold, what counts is counted and kept in the backlog, up to a bound; beyond it
+an operation that must count gets no decision, and the server answers what ``fail`` says. About twice a second it tries
+the disk again. A damaged file is moved aside, never overwritten, and a new one is begun with the steering data that are
+known. One thread at a time: whose turn it is, the writer says (:mod:`policyd.store.writer`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from policyd.decision import Decision, Operation
+from policyd.errors import StoreBusy, StoreDamaged, StoreError
+from policyd.steering import Steering
+from policyd.store import aside, connect
+from policyd.store.clock import LedgerClock, stored_base
+from policyd.store.ledger import Ledger, NotWritten, Settle, Staged
+from policyd.store.upkeep import Keep, Upkeep
+
+#: Between two attempts to reach a sick database, s.
+RETRY = 0.5
+#: Between two steps of upkeep, s.
+UPKEEP = 1.0
+#: Upkeep rests for so many times as long as a step of it took.
+UPKEEP_SHARE = 20
+#: Between two looks at whether the file is still there, s.
+LOOK = 1.0
+
+log = logging.getLogger("policyd.store")
+
+
+class SturdyLedger:
+    """Decides every batch that it is given, on disk or in memory; never raises on trouble with the database."""
+
+    def __init__(
+        self,
+        path: str,
+        settle: Settle,
+        *,
+        durability: str = "full",
+        backlog: int = 10_000,
+        keep: Keep | None = None,
+        stopwatch: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        """
+        :param backlog: decisions kept in memory at the most while the database is in trouble.
+        """
+        self.path = path
+        self.durability = durability
+        self.most_in_memory = backlog
+        self.keep = keep or Keep()
+        #: Called when the file was replaced, so that readers open the new one.
+        self.replaced: Callable[[], None] = lambda: None
+        self.sick = ""
+        #: Decisions that no row will tell of, since the trouble began.
+        self.untold = 0
+        self._settle = settle
+        self._stopwatch = stopwatch
+        self._next_retry = 0.0
+        self._next_look = 0.0
+        self._next_upkeep = 0.0
+        self._inode: tuple[int, int] | None = None
+        self._ledger: Ledger
+        self._upkeep: Upkeep
+        self.clock: LedgerClock
+
+    def open(self) -> None:
+        """Open the database, upgrading or replacing it where that is needed.
+
+        :raises StoreError: it cannot be opened at all.
+        """
+        try:
+            self._open(connect.open_for_daemon(self.path, self.durability))
+            self._inode = _inode(self.path)
+        except StoreDamaged as error:
+            self._begin_anew(str(error), None).close()
+            self._open(connect.open_for_daemon(self.path, self.durability))
+            self._inode = _inode(self.path)
+        except StoreBusy as error:
+            # Locked, full, read-only: what comes after the start does not stop mail either.
+            self.sick = str(error)
+            log.error("store-sick: %s; starting in memory, up to %d decisions", error, self.most_in_memory)
+            try:
+                self._open(connect.open_as_it_is(self.path))
+            except (sqlite3.Error, StoreError) as trouble:
+                log.error(
+                    "store-sick: nothing can be read either (%s): no ban is known until that is mended",
+                    trouble,
+                )
+                self._open(connect.open_nowhere())
+        self._upkeep = Upkeep(self._ledger, self.path, self.keep)
+
+    def _open(self, connection: sqlite3.Connection) -> None:
+        try:
+            self.clock = LedgerClock(stored_base(connection))
+            self._ledger = Ledger(connection, self.clock, self._settle, self._stopwatch, _report)
+            # From the first moment on, policyctl finds the ledger time that this daemon goes by; the next batch
+            # writes it too, so it can wait when somebody else is writing now.
+            if not self.sick:
+                with contextlib.suppress(sqlite3.OperationalError):
+                    self._ledger.save_time()
+        except sqlite3.Error as error:
+            connection.close()
+            raise connect.translate(error, self.path) from error
+
+    def steering(self) -> Steering:
+        """The steering data as of the last batch."""
+        return self._ledger.steering
+
+    def stage(self, operations: Sequence[Operation]) -> Staged | None:
+        """Decide a batch, if for that nothing has to be read; else nothing has happened, and :meth:`run` does it."""
+        if self.sick:
+            return None
+        try:
+            return self._ledger.stage(operations)
+        except Exception as error:  # noqa: BLE001, one operation's trouble: it is found when each is run alone
+            log.debug("a batch could not be staged: %s", error)
+            return None
+
+    def commit(self, operations: Sequence[Operation], staged: Staged) -> list[Decision | None]:
+        """Commit what was staged."""
+        try:
+            return self._ledger.commit(operations, staged).decisions
+        except NotWritten as failure:
+            return self._not_written(failure)
+        except sqlite3.Error as error:
+            self._fall_sick(error)
+        except Exception as error:  # noqa: BLE001, one operation's trouble: it is found when each is run alone
+            log.debug("a batch is run again: %s", error)
+            self._ledger.recover()
+        return self.run(operations)
+
+    def run(self, operations: Sequence[Operation]) -> list[Decision | None]:
+        """Run a batch; if that fails for no reason of the database's, one operation at a time."""
+        try:
+            return self._run(operations)
+        except Exception as error:  # noqa: BLE001, the writer must not end, whatever one operation does
+            self._ledger.recover()
+            if len(operations) == 1:
+                _report(operations[0], error)
+                return [None]
+        return [decision for operation in operations for decision in self.run([operation])]
+
+    def _run(self, operations: Sequence[Operation]) -> list[Decision | None]:
+        """Decide a batch on disk or, if that cannot be, in memory."""
+        if self.sick:
+            self.try_to_heal()
+        if not self.sick:
+            try:
+                return self._ledger.run(operations).decisions
+            except NotWritten as failure:
+                return self._not_written(failure)
+            except sqlite3.Error as error:
+                self._fall_sick(error)
+            except StoreError as error:
+                self._fall_sick(error)
+        room = self.most_in_memory - len(self._ledger.backlog.decisions)
+        if room < len(operations):
+            return self._overflow(operations, room)
+        batch = self._ledger.run_in_memory(operations)
+        self._ledger.keep(batch)
+        return batch.decisions
+
+    def _overflow(self, operations: Sequence[Operation], room: int) -> list[Decision | None]:
+        """With no room in memory for all: what must count gets no decision, the rest is decided and not told of."""
+        decisions: list[Decision | None] = []
+        for operation in operations:
+            if _counts(operation) and room <= 0 and not self._ledger.passed_before(operation):
+                decisions.append(self._ledger.refusal(operation))
+                self.untold += 1
+                continue
+            batch = self._ledger.run_in_memory([operation])
+            if room > 0:
+                self._ledger.keep(batch)
+                room -= 1
+            else:
+                # Nothing was counted, so nothing has to be known again.
+                self._ledger.forget_decisions(batch)
+                self.untold += 1
+            decisions += batch.decisions
+        return decisions
+
+    def _not_written(self, failure: NotWritten) -> list[Decision | None]:
+        error = failure.__cause__
+        assert isinstance(error, sqlite3.Error)
+        # Kept first: what happens to a damaged file has to know what was not written.
+        self._ledger.keep(failure.batch)
+        self._fall_sick(error)
+        return failure.batch.decisions
+
+    def _fall_sick(self, error: sqlite3.Error | StoreError) -> None:
+        trouble = error if isinstance(error, StoreError) else connect.translate(error, self.path)
+        self.sick = str(trouble)
+        self._next_retry = time.monotonic() + RETRY
+        log.error("store-sick: %s; deciding in memory, up to %d decisions", trouble, self.most_in_memory)
+        if isinstance(trouble, StoreDamaged):
+            self._replace(str(trouble))
+
+    def try_to_heal(self) -> None:
+        """Try the disk again, when it is time for that."""
+        if time.monotonic() < self._next_retry:
+            return
+        try:
+            self._reopen()
+            written = len(self._ledger.backlog.decisions)
+            self._ledger.write_backlog()
+        except (sqlite3.Error, StoreError, ValueError, OSError) as error:
+            trouble = connect.translate(error, self.path) if isinstance(error, sqlite3.Error) else error
+            if str(trouble) != self.sick:
+                log.error("store-sick: %s", trouble)
+                self.sick = str(trouble)
+            if isinstance(trouble, StoreDamaged):
+                self._replace(str(trouble))
+            self._next_retry = time.monotonic() + RETRY
+            return
+        log.warning(
+            "store-well: %s is written again; %d decisions were kept in memory and are on disk now, %d left no row",
+            self.path,
+            written,
+            self.untold,
+        )
+        self.sick = ""
+        self.untold = 0
+
+    def _reopen(self) -> None:
+        """Open the file again: it may have been replaced, or the file system mounted anew."""
+        found = _inode(self.path)
+        if found is None or (found != self._inode and not os.path.getsize(self.path)):
+            # A new file knows no bans: it is begun with those that are known.
+            raise StoreDamaged(f"{self.path} is gone")
+        connection = connect.open_for_daemon(self.path, self.durability)
+        old = self._ledger.connection
+        try:
+            self._ledger.reopened(connection)
+        except BaseException:
+            connection.close()
+            raise
+        old.close()
+        if found != self._inode:
+            self._inode = found
+            self.replaced()
+
+    def _replace(self, why: str) -> None:
+        """Move the damaged file aside and begin a new one."""
+        try:
+            self._ledger.connection.close()
+            connection = self._begin_anew(why, self._ledger)
+            self._ledger.begin_anew(connection)
+            self._inode = _inode(self.path)
+            self.replaced()
+            self._next_retry = 0.0
+        except (sqlite3.Error, StoreError, OSError) as error:
+            log.error("store-sick: %s cannot be replaced: %s", self.path, error)
+            self._next_retry = time.monotonic() + RETRY
+
+    def _begin_anew(self, why: str, ledger: Ledger | None) -> sqlite3.Connection:
+        kept = aside.move(self.path)
+        log.error("store-damaged: %s; kept aside as %s, beginning a new database", why, kept)
+        connection = connect.open_for_daemon(self.path, self.durability)
+        saved = aside.restore_steering(connection, kept, ledger.steering if ledger is not None else None)
+        log.error(
+            "store-damaged: %d bans, allows, limits, grants and modes were taken over; the counts and decisions stay in %s"
+            " ('policyctl db restore BACKUP' brings back a backup)",
+            saved,
+            Path(kept).name,
+        )
+        return connection
+
+    def upkeep(self, idle: bool) -> bool:
+        """A step of upkeep, if it is time for one; whether there is more of it to do at once."""
+        if self.sick:
+            return False
+        begun = time.monotonic()
+        if begun < self._next_upkeep:
+            return True
+        try:
+            self._look_at_file()
+            return self._upkeep.step(idle=idle, keep=self.keep)
+        except (sqlite3.Error, StoreError) as error:
+            self._ledger.rollback()
+            self._fall_sick(error)
+            return False
+        finally:
+            # However much there is to do after a start with a large database, answers come first.
+            ended = time.monotonic()
+            self._next_upkeep = ended + UPKEEP_SHARE * (ended - begun)
+
+    def _look_at_file(self) -> None:
+        """
+        :raises StoreError: the file that is open is not the one at the path any more: what is written into it is lost.
+        """
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + LOOK
+            if _inode(self.path) != self._inode:
+                raise StoreError(f"{self.path} was removed or replaced while policyd runs")
+
+    def needs_attention(self) -> bool:
+        """Whether it is in trouble, or a step of upkeep is due."""
+        return bool(self.sick) or time.monotonic() >= self._next_upkeep
+
+    def pause(self, more: bool) -> float:
+        """How long, in s, nothing has to be done if nothing comes in."""
+        if self.sick:
+            return RETRY
+        return max(0.0, self._next_upkeep - time.monotonic()) if more else UPKEEP
+
+    def recover(self) -> None:
+        """After a failure that nobody foresaw: no transaction stays open."""
+        self._ledger.recover()
+
+    def close(self) -> None:
+        """Write the backlog if that can be, checkpoint, close."""
+        if self.sick:
+            self._next_retry = 0.0
+            self.try_to_heal()
+        if self.sick:
+            log.error(
+                "store-sick: %s; %d decisions could not be written and are lost",
+                self.sick,
+                len(self._ledger.backlog.decisions),
+            )
+        try:
+            if not self.sick:
+                self._upkeep.checkpoint(wait=True)
+            self._ledger.connection.close()
+        except (sqlite3.Error, StoreError) as error:
+            log.error("%s could not be closed in order: %s", self.path, error)
+
+
+def _inode(path: str) -> tuple[int, int] | None:
+    """What tells one file from another of the same name; ``None`` when there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _counts(operation: Operation) -> bool:
+    """Whether the operation would count something if it passed."""
+    return any(
+        heard.opinion is not None and heard.opinion.quota is not None and heard.opinion.quota.counts
+        for heard in operation.proposal.heard
+    )
+
+
+def _report(operation: Operation, error: Exception) -> None:
+    log.error(
+        "decision failed on instance %r: %s: %s", operation.request.instance, type(error).__name__, error
+    )
