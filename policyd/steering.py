@@ -1,4 +1,4 @@
-"""What the admin has said with ``policyctl``, in memory: bans, allows, own limits, grants, modes of checks.
+"""What the admin has said with ``policyctl``, in memory: bans, allows, own limits, grants, sender rights, modes of checks.
 
 A :class:`Steering` mirrors the steering tables row by row; whoever owns one applies the changes that the change table names
 (:mod:`policyd.store`). Expiries are ledger time in ms, 0 means "until taken back"; an expired row is simply not found.
@@ -26,6 +26,8 @@ TABLES: dict[str, tuple[str, ...]] = {
     "user_limit": ("user", "unit", "window"),
     "user_grant": ("id",),
     "check_mode": ("name",),
+    "sender_right": ("user", "sender"),
+    "greylist_allow": ("kind", "value"),
 }
 
 
@@ -34,7 +36,7 @@ _HOST_NAME = re.compile(r"\.?([a-z0-9_-]{1,63}\.)*(?![0-9]+\.?$)[a-z0-9_-]{1,63}
 
 
 class Entry(NamedTuple):
-    """A ban or an allow. ``value`` is folded; a client is a network in its shortest form or a host name."""
+    """A ban, an allow, or who is not greylisted. ``value`` is folded; a client is a network in its shortest form or a host name."""
 
     kind: str
     value: str
@@ -85,7 +87,18 @@ class CheckMode(NamedTuple):
     expires_at: int
 
 
-Row = Entry | UserLimit | Grant | CheckMode
+class SenderRight(NamedTuple):
+    """An account may send as ``sender``: an address, ``@domain`` for all of exactly this domain, ``""`` the null sender."""
+
+    user: str
+    sender: str
+    reason: str
+    author: str
+    created_at: int
+    expires_at: int
+
+
+Row = Entry | UserLimit | Grant | CheckMode | SenderRight
 #: The class of each table's rows, fields in the order of the columns.
 ROWS: dict[str, type[Row]] = {
     "ban": Entry,
@@ -93,6 +106,8 @@ ROWS: dict[str, type[Row]] = {
     "user_limit": UserLimit,
     "user_grant": Grant,
     "check_mode": CheckMode,
+    "sender_right": SenderRight,
+    "greylist_allow": Entry,
 }
 
 
@@ -181,6 +196,20 @@ def canonical_value(kind: str, value: str) -> str:
     return address_key(value)
 
 
+def canonical_sender(value: str) -> str:
+    """The form in which a sender right is kept: an address, ``@domain``, ``""`` for ``<>``; :class:`ValueError` otherwise."""
+    bare = value.strip()
+    if bare.startswith("@"):
+        domain = canonical_value("domain", bare)
+        if domain.startswith("."):
+            raise ValueError(f"{value!r} is no domain; each domain is named itself, as @example.org")
+        return "@" + domain
+    try:
+        return canonical_value("sender", bare)
+    except ValueError:
+        raise ValueError(f"{value!r} is no sender; write alice@example.org, @example.org or <>") from None
+
+
 class Steering:
     """The steering tables in memory, as of ``generation``."""
 
@@ -188,6 +217,9 @@ class Steering:
         self.generation = 0
         self.bans = Listing()
         self.allows = Listing()
+        self.greylist_allows = Listing()
+        self._listings = {"ban": self.bans, "allow": self.allows, "greylist_allow": self.greylist_allows}
+        self.sender_rights: dict[str, dict[str, SenderRight]] = {}
         self.user_limits: dict[str, dict[tuple[str, int], UserLimit]] = {}
         self.grants: dict[int, Grant] = {}
         self.grants_of: dict[str, dict[int, Grant]] = {}
@@ -196,22 +228,27 @@ class Steering:
     def put(self, table: str, row: Row) -> None:
         """Take in or replace one row."""
         if isinstance(row, Entry):
-            (self.bans if table == "ban" else self.allows).put(row)
+            self._listings[table].put(row)
         elif isinstance(row, UserLimit):
             self.user_limits.setdefault(row.user, {})[row.unit, row.window] = row
         elif isinstance(row, Grant):
             self.drop(table, (str(row.id),))
             self.grants[row.id] = row
             self.grants_of.setdefault(row.user, {})[row.id] = row
+        elif isinstance(row, SenderRight):
+            self.sender_rights.setdefault(row.user, {})[row.sender] = row
         else:
             self.modes[row.name] = row
 
     def drop(self, table: str, key: tuple[str, ...]) -> None:
         """Forget the row with this key, if it is here."""
-        if table == "ban":
-            self.bans.drop(key[0], key[1])
-        elif table == "allow":
-            self.allows.drop(key[0], key[1])
+        if table in self._listings:
+            self._listings[table].drop(key[0], key[1])
+        elif table == "sender_right":
+            rights = self.sender_rights.get(key[0], {})
+            rights.pop(key[1], None)
+            if not rights:
+                self.sender_rights.pop(key[0], None)
         elif table == "user_limit":
             limits = self.user_limits.get(key[0], {})
             limits.pop((key[1], int(key[2])), None)
@@ -229,10 +266,10 @@ class Steering:
 
     def rows(self, table: str) -> list[Row]:
         """All rows of a table, expired ones too."""
-        if table == "ban":
-            return list(self.bans)
-        if table == "allow":
-            return list(self.allows)
+        if table in self._listings:
+            return list(self._listings[table])
+        if table == "sender_right":
+            return [row for rights in self.sender_rights.values() for row in rights.values()]
         if table == "user_limit":
             return [row for limits in self.user_limits.values() for row in limits.values()]
         if table == "user_grant":
@@ -264,6 +301,14 @@ class Steering:
             if not grant.expires_at or now < grant.expires_at:
                 total[grant.unit] = total.get(grant.unit, 0) + grant.amount
         return total
+
+    def may_send(self, user: str, sender: str, domain: str, now: int) -> bool:
+        """Whether the admin lets ``user`` send as ``sender``, by the address itself or by its domain."""
+        rights = self.sender_rights.get(user)
+        if not rights:
+            return False
+        found = (rights.get(sender), rights.get("@" + domain) if domain else None)
+        return any(right is not None and (not right.expires_at or now < right.expires_at) for right in found)
 
     def mode_of(self, name: str, now: int) -> str:
         """The mode that the admin set for the check ``name`` (or for :data:`EVERY_CHECK`); ``""`` when none is."""

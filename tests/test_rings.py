@@ -34,6 +34,7 @@ RINGS: dict[str, tuple[str, ...]] = {
         "policyd.senderpolicy",
         "policyd.inquiry",
         "policyd.condition",
+        "policyd.greylisting",
     ),
     "rules": ("policyd.wire", "policyd.engine", "policyd.settle", "policyd.checks"),
     "outside": ("policyd.store", "policyd.config", "policyd.decisionlog", "policyd.dns"),

@@ -20,6 +20,7 @@ from policyd.steering import (
     Grant,
     Listing,
     Row,
+    SenderRight,
     Steering,
     UserLimit,
     canonical_value,
@@ -60,6 +61,11 @@ SAMPLE_ROWS: dict[str, tuple[Row, tuple[str, ...]]] = {
     "user_limit": (user_limit(5), (ALICE, "recipients", str(HOUR))),
     "user_grant": (grant(7, 100), ("7",)),
     "check_mode": (CheckMode("quota", "shadow", "", "admin", 1, 0), ("quota",)),
+    "sender_right": (
+        SenderRight(ALICE, "@example.net", "", "admin", 1, 0),
+        (ALICE, "@example.net"),
+    ),
+    "greylist_allow": (entry("recipient", ALICE), ("recipient", ALICE)),
 }
 
 

@@ -19,7 +19,7 @@ MOST_PROBLEMS = 20
 @click.command()
 @pass_session
 def dump(session: Session) -> None:
-    """Print every ban, allow, own limit, grant and set mode that is in force, one JSON object a line."""
+    """Print every ban, allow, own limit, grant, sender right and set mode in force, one JSON object a line."""
     from policyd.store import dump as store_dump
 
     with session.reading() as connection:
@@ -76,9 +76,9 @@ def _told(name: str, problems: list[str]) -> list[str]:
 def _judge(session: Session, table: str, row: Any) -> Any:
     """The row in the form in which this site keeps it; :class:`ValueError` when it must not be set here."""
     config = session.config
-    if table in ("user_limit", "user_grant"):
+    if table in ("user_limit", "user_grant", "sender_right"):
         return row._replace(user=login(session, row.user))
-    if table in ("ban", "allow"):
+    if table in ("ban", "allow", "greylist_allow"):
         if row.kind == "user":
             row = row._replace(value=login(session, row.value))
         if table == "ban" and (never := never_bans(session, row.kind, row.value)):

@@ -1,9 +1,9 @@
-"""What ban and allow have in common: a table of kinds and values with reason, author and end."""
+"""What ban, allow and greylist allow have in common: a table of kinds and values with reason, author and end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import click
 
@@ -22,6 +22,29 @@ from policyd.steering import Entry, canonical_value
 
 F = TypeVar("F", bound=Callable[..., Any])
 _COLUMNS = ("kind", "value", "until", "author", "set", "reason")
+
+
+class _Words(NamedTuple):
+    """How a table is spoken of: what its entries are, the actions in the history, the list, and an empty list."""
+
+    done: str
+    add: str
+    remove: str
+    listed: str
+    none: str
+
+
+_WORDS = {
+    "ban": _Words("banned", "ban", "unban", "bans", "nothing is banned"),
+    "allow": _Words("allowed", "allow", "unallow", "allows", "nothing is allowed beyond the configuration"),
+    "greylist_allow": _Words(
+        "spared greylisting",
+        "greylist allow",
+        "greylist unallow",
+        "greylist allows",
+        "nothing is spared greylisting beyond the configuration",
+    ),
+}
 
 
 def canonical(session: Session, kind: str, value: str) -> str:
@@ -52,7 +75,7 @@ def add(
     from policyd.store import admin, dump
 
     values = list(dict.fromkeys(canonical(session, kind, value) for value in values_of(arguments)))
-    verb = "banned" if table == "ban" else "allowed"
+    words = _WORDS[table]
     records, lines = [], []
     with session.changing() as connection:
         for value in values:
@@ -64,14 +87,14 @@ def add(
                 entry = Entry(kind, value, terms.reason, terms.author, change.now, expires)
                 before = change.put(table, entry)
                 until = f"until {times.until(expires)}"
-                change.record(f"{table} {kind}", value or "<>", until)
+                change.record(f"{words.add} {kind}", value or "<>", until)
                 records.append(dump.record(table, entry, times.ahead))
                 instead = (
                     f" (before: until {times.until(before.expires_at)}, by {escape(before.author)})"
                     if before
                     else ""
                 )
-                lines.append(f"{terms.prefix}{verb} {kind} {shown(value)}, {until}{instead}")
+                lines.append(f"{terms.prefix}{words.done} {kind} {shown(value)}, {until}{instead}")
     session.done({"dry_run": terms.dry_run, "set": records}, *lines)
 
 
@@ -80,7 +103,7 @@ def remove(session: Session, table: str, kind: str, arguments: Sequence[str], te
     from policyd.store import admin, dump
 
     values = list(dict.fromkeys(canonical(session, kind, value) for value in values_of(arguments)))
-    verb = "no longer banned" if table == "ban" else "no longer allowed"
+    words = _WORDS[table]
     records, lines = [], []
     with (
         session.changing() as connection,
@@ -92,9 +115,11 @@ def remove(session: Session, table: str, kind: str, arguments: Sequence[str], te
             if entry is None:
                 there = [row for row in admin.rows(connection, table, change.now) if row.kind == kind]
                 raise NotFound(_missing(session, table, kind, value, [row.value for row in there]))
-            change.record(f"un{table} {kind}", value or "<>", f"was until {times.until(entry.expires_at)}")
+            change.record(
+                f"{words.remove} {kind}", value or "<>", f"was until {times.until(entry.expires_at)}"
+            )
             records.append(dump.record(table, entry, times.ahead))
-            lines.append(f"{terms.prefix}{verb}: {kind} {shown(value)}")
+            lines.append(f"{terms.prefix}no longer {words.done}: {kind} {shown(value)}")
     session.done({"dry_run": terms.dry_run, "removed": records}, *lines)
 
 
@@ -127,27 +152,28 @@ def listing(session: Session, table: str, kind: str | None, values: Sequence[str
             )
             for entry in entries
         ],
-        "nothing is banned" if table == "ban" else "nothing is allowed beyond the configuration",
+        _WORDS[table].none,
     )
 
 
 def warn_without(session: Session, use: str, table: str) -> None:
     """Remark that no check of the configuration asks for these entries."""
+    noun = _WORDS[table].add
     modes = {check.mode for check in session.config.checks if check.use == use}
     if not modes:
         session.note(
-            f"{session.config_path} has no check 'use = \"{use}\"': no {table} has an effect until it has one"
+            f"{session.config_path} has no check 'use = \"{use}\"': no {noun} has an effect until it has one"
         )
     elif "enforce" not in modes:
         session.note(
-            f"the check '{use}' is in mode {modes.pop()}: no {table} has an effect until it is in enforce"
+            f"the check '{use}' is in mode {modes.pop()}: no {noun} has an effect until it is in enforce"
         )
 
 
 def _missing(session: Session, table: str, kind: str, value: str, there: list[str]) -> str:
-    noun = "banned" if table == "ban" else "allowed"
-    near = did_you_mean(value, there, 0.85) or f"; policyctl {table}s lists what is"
-    return f"{kind} {shown(value)} is not {noun}{near}"
+    words = _WORDS[table]
+    near = did_you_mean(value, there, 0.85) or f"; policyctl {words.listed} lists what is"
+    return f"{kind} {shown(value)} is not {words.done}{near}"
 
 
 def kind_argument(kinds: Sequence[str], required: bool = True) -> Callable[[F], F]:

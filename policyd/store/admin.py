@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
-from policyd.steering import ROWS, Row
+from policyd.steering import ROWS, TABLES, Row
 from policyd.store.clock import ledger_now, wall
 
 _SELECT = {
@@ -21,6 +21,10 @@ _SELECT = {
     "ORDER BY user, unit, window",
     "user_grant": "SELECT id, user, unit, amount, reason, author, created_at, expires_at FROM user_grant ORDER BY id",
     "check_mode": "SELECT name, mode, reason, author, created_at, expires_at FROM check_mode ORDER BY name",
+    "sender_right": "SELECT user, sender, reason, author, created_at, expires_at FROM sender_right "
+    "ORDER BY user, sender",
+    "greylist_allow": "SELECT kind, value, reason, author, created_at, expires_at FROM greylist_allow "
+    "ORDER BY kind, value",
 }
 _FIND = {
     "ban": "SELECT kind, value, reason, author, created_at, expires_at FROM ban WHERE kind = ? AND value = ?",
@@ -29,6 +33,10 @@ _FIND = {
     "WHERE user = ? AND unit = ? AND window = ?",
     "user_grant": "SELECT id, user, unit, amount, reason, author, created_at, expires_at FROM user_grant WHERE id = ?",
     "check_mode": "SELECT name, mode, reason, author, created_at, expires_at FROM check_mode WHERE name = ?",
+    "sender_right": "SELECT user, sender, reason, author, created_at, expires_at FROM sender_right "
+    "WHERE user = ? AND sender = ?",
+    "greylist_allow": "SELECT kind, value, reason, author, created_at, expires_at FROM greylist_allow "
+    "WHERE kind = ? AND value = ?",
 }
 _PUT = {
     "ban": "INSERT INTO ban (kind, value, reason, author, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?) "
@@ -48,6 +56,12 @@ _PUT = {
     "check_mode": "INSERT INTO check_mode (name, mode, reason, author, created_at, expires_at) "
     "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET mode = excluded.mode, reason = excluded.reason, "
     "author = excluded.author, created_at = excluded.created_at, expires_at = excluded.expires_at",
+    "sender_right": "INSERT INTO sender_right (user, sender, reason, author, created_at, expires_at) "
+    "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (user, sender) DO UPDATE SET reason = excluded.reason, "
+    "author = excluded.author, created_at = excluded.created_at, expires_at = excluded.expires_at",
+    "greylist_allow": "INSERT INTO greylist_allow (kind, value, reason, author, created_at, expires_at) "
+    "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (kind, value) DO UPDATE SET reason = excluded.reason, "
+    "author = excluded.author, created_at = excluded.created_at, expires_at = excluded.expires_at",
 }
 _DROP = {
     "ban": "DELETE FROM ban WHERE kind = ? AND value = ?",
@@ -55,6 +69,8 @@ _DROP = {
     "user_limit": "DELETE FROM user_limit WHERE user = ? AND unit = ? AND window = ?",
     "user_grant": "DELETE FROM user_grant WHERE id = ?",
     "check_mode": "DELETE FROM check_mode WHERE name = ?",
+    "sender_right": "DELETE FROM sender_right WHERE user = ? AND sender = ?",
+    "greylist_allow": "DELETE FROM greylist_allow WHERE kind = ? AND value = ?",
 }
 #: An expired row does nothing; it goes with the next change of its table.
 _PURGE = {
@@ -63,6 +79,8 @@ _PURGE = {
     "user_limit": "DELETE FROM user_limit WHERE expires_at > 0 AND expires_at <= ?",
     "user_grant": "DELETE FROM user_grant WHERE expires_at > 0 AND expires_at <= ?",
     "check_mode": "DELETE FROM check_mode WHERE expires_at > 0 AND expires_at <= ?",
+    "sender_right": "DELETE FROM sender_right WHERE expires_at > 0 AND expires_at <= ?",
+    "greylist_allow": "DELETE FROM greylist_allow WHERE expires_at > 0 AND expires_at <= ?",
 }
 
 
@@ -152,7 +170,7 @@ class Change:
 
 def key_of(table: str, row: Row) -> tuple[str | int, ...]:
     """The values of a row's key columns."""
-    return tuple(row[: {"ban": 2, "allow": 2, "user_limit": 3}.get(table, 1)])
+    return tuple(row[: len(TABLES[table])])
 
 
 @contextlib.contextmanager

@@ -18,7 +18,9 @@ from policyd.steering import (
     Entry,
     Grant,
     Row,
+    SenderRight,
     UserLimit,
+    canonical_sender,
     canonical_value,
 )
 from policyd.store import admin
@@ -35,7 +37,10 @@ _FIELDS = {
     "user_limit": ("user", "limit"),
     "user_grant": ("user", "unit", "amount"),
     "check_mode": ("name", "mode"),
+    "sender_right": ("user", "sender"),
+    "greylist_allow": ("kind", "value"),
 }
+_KINDS = {"ban": BAN_KINDS, "allow": ALLOW_KINDS, "greylist_allow": ALLOW_KINDS}
 
 
 def limit_text(unit: str, window: int, amount: int) -> str:
@@ -75,6 +80,8 @@ def record(table: str, row: Any, ahead: int) -> dict[str, Any]:
         values |= {"id": row.id, "user": row.user, "unit": row.unit, "amount": row.amount}
     elif isinstance(row, CheckMode):
         values |= {"name": row.name, "mode": row.mode}
+    elif isinstance(row, SenderRight):
+        values |= {"user": row.user, "sender": row.sender}
     else:
         values |= {"kind": row.kind, "value": row.value}
     return values | {
@@ -204,7 +211,9 @@ def _about(table: str, row: Any) -> str:
         return f"grant of {format_size(row.amount) if row.unit == 'bytes' else f'{row.amount} {row.unit}'}"
     if isinstance(row, CheckMode):
         return f"mode {row.mode}"
-    return f"{table} {row.kind}"
+    if isinstance(row, SenderRight):
+        return f"may send as {row.sender or '<>'}"
+    return f"{table.replace('_', ' ')} {row.kind}"
 
 
 def _read(line: str, change: admin.Change, ahead: int) -> tuple[str, Any]:
@@ -235,10 +244,12 @@ def _read(line: str, change: admin.Change, ahead: int) -> tuple[str, Any]:
 
 
 def _row(table: str, values: dict[str, Any], common: tuple[str, str, int, int]) -> Row:
-    if table in ("ban", "allow"):
-        kind = _choice(values, "kind", BAN_KINDS if table == "ban" else ALLOW_KINDS)
+    if table in _KINDS:
+        kind = _choice(values, "kind", _KINDS[table])
         value = _text(values, "value") or "<>"
         return Entry(kind, value if kind == "user" else canonical_value(kind, value), *common)
+    if table == "sender_right":
+        return SenderRight(_text(values, "user"), canonical_sender(_text(values, "sender") or "<>"), *common)
     if table == "user_limit":
         limit = parse_own_limit(_text(values, "limit"))
         return UserLimit(_text(values, "user"), limit.unit, limit.window, limit.amount, *common)

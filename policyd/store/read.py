@@ -340,6 +340,7 @@ _KNOWN = """
         OR EXISTS (SELECT 1 FROM user_limit WHERE user = :user)
         OR EXISTS (SELECT 1 FROM user_grant WHERE user = :user)
         OR EXISTS (SELECT 1 FROM ban WHERE kind = 'user' AND value = :user)
+        OR EXISTS (SELECT 1 FROM sender_right WHERE user = :user)
 """
 
 

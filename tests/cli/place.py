@@ -44,7 +44,10 @@ never = ["postmaster@example.org", "example.com", "192.0.2.0/24"]
 use = "quota"
 for = "submission"
 """
-TABLES = ("ban", "allow", "user_limit", "user_grant", "check_mode", "counter", "history", "change")
+TABLES = (
+    *("ban", "allow", "user_limit", "user_grant", "check_mode", "sender_right", "greylist_allow"),
+    *("memory", "counter", "history", "change"),
+)
 
 
 class Place:

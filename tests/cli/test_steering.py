@@ -449,6 +449,8 @@ def fill(place: Place) -> None:
         ["grant", "alice", "5000", "recipients", "--for", "3h", "--reason", "invitation"],
         ["check", "shadow", "quota", "--for", "2h"],
         ["pause", "--for", "1h"],
+        ["sender", "allow", "alice", "sales@example.org", "@lists.example.org", "<>", "--for", "2h"],
+        ["greylist", "allow", "domain", "example.net", "--reason", "pool"],
     ):
         result = place.run(*words)
         assert result.exit_code == 0, result.output
@@ -461,12 +463,12 @@ def test_what_is_dumped_can_be_loaded(place: Place, tmp_path: Path) -> None:
     assert {json.loads(line)["table"] for line in dumped.splitlines()} == set(TABLES)
     before = place.everything()
     result = place.run("load", "-", stdin=dumped)
-    assert (result.exit_code, result.output) == (0, "9 unchanged\n")
+    assert (result.exit_code, result.output) == (0, "13 unchanged\n")
     assert place.everything() == before
     (tmp_path / "other").mkdir()
     other = Place(tmp_path / "other")
     (tmp_path / "dumped").write_text(dumped, encoding="utf-8")
-    assert other.run("load", str(tmp_path / "dumped"), "--reason", "moved").output == "9 added\n"
+    assert other.run("load", str(tmp_path / "dumped"), "--reason", "moved").output == "13 added\n"
     for table in TABLES:
         mine, theirs = (
             sorted(row[:-2] for row in where.ask(f"SELECT * FROM {table}")) for where in (place, other)
@@ -561,6 +563,11 @@ WRONG = {
     '{"table": "user_grant", "user": "a@b", "unit": "mails", "amount": 1}': "'unit' must be one of",
     '{"table": "check_mode", "name": "qouta", "mode": "off"}': "there is no check 'qouta'",
     '{"table": "check_mode", "name": "quota", "mode": "on"}': "'mode' must be one of",
+    '{"table": "sender_right", "user": "a@b", "sender": "b"}': "is no sender; write alice@example.org",
+    '{"table": "sender_right", "user": " ", "sender": "@b"}': "is no login",
+    '{"table": "sender_right", "user": "a@b"}': "has no 'sender'",
+    '{"table": "greylist_allow", "kind": "user", "value": "a@b"}': "'kind' must be one of client, sender",
+    '{"table": "greylist_allow", "kind": "client", "value": "1.2.3.4/8"}': "host bits",
     '{"table": "ban", "kind": "sender", "value": "GOOD@example.net"}': "the same as line 1",
 }
 

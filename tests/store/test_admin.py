@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from policyd.errors import StoreBusy
 from policyd.opinion import CounterKey
-from policyd.steering import TABLES, CheckMode, Entry, Grant, Row, UserLimit
+from policyd.steering import TABLES, CheckMode, Entry, Grant, Row, SenderRight, UserLimit
 from policyd.store import admin, dump
 from policyd.store.clock import ledger_now
 from policyd.store.connect import open_for_admin, open_for_daemon
@@ -162,6 +162,10 @@ ROW: st.SearchStrategy[tuple[str, Row]] = st.one_of(
     st.tuples(
         st.just("user_grant"),
         st.builds(Grant, st.integers(1, 4), TEXT, st.just("bytes"), st.just(5), *COMMON),
+    ),
+    st.tuples(st.just("sender_right"), st.builds(SenderRight, TEXT, TEXT, *COMMON)),
+    st.tuples(
+        st.just("greylist_allow"), st.builds(Entry, st.sampled_from(["sender", "client"]), TEXT, *COMMON)
     ),
     st.tuples(st.just("check_mode"), st.builds(CheckMode, TEXT, st.sampled_from(["off", "shadow"]), *COMMON)),
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from policyd.errors import StoreRefused
-from policyd.steering import CheckMode, Entry, Grant, Steering, UserLimit
+from policyd.steering import CheckMode, Entry, Grant, SenderRight, Steering, UserLimit
 from policyd.store import aside
 from policyd.store.connect import open_for_daemon
 from policyd.store.steering_sync import SteeringMirror
@@ -21,6 +21,8 @@ ROWS = {
     "user_limit": UserLimit("a@example.org", "messages", HOUR, -1, "r", "root", 1, 0),
     "user_grant": Grant(7, "a@example.org", "bytes", 5, "r", "root", 1, DAY),
     "check_mode": CheckMode("*", "shadow", "r", "root", 1, 0),
+    "sender_right": SenderRight("a@example.org", "@example.net", "r", "root", 1, 0),
+    "greylist_allow": Entry("domain", "example.net", "r", "root", 1, DAY),
 }
 
 

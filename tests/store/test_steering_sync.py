@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from policyd.opinion import CounterKey
-from policyd.steering import ROWS, CheckMode, Entry, Grant, Steering, UserLimit
+from policyd.steering import ROWS, CheckMode, Entry, Grant, SenderRight, Steering, UserLimit
 from policyd.store import admin, steering_sync
 from policyd.store.connect import open_for_admin, open_for_daemon
 from policyd.store.steering_sync import SteeringMirror
@@ -65,7 +65,7 @@ listed = st.one_of(
 rows: st.SearchStrategy[tuple[str, Any]] = st.one_of(
     st.builds(
         lambda table, key, end: (table, Entry(*key, "r", "root", 0, end)),
-        st.sampled_from(("ban", "allow")),
+        st.sampled_from(("ban", "allow", "greylist_allow")),
         listed,
         expiries,
     ),
@@ -94,6 +94,12 @@ rows: st.SearchStrategy[tuple[str, Any]] = st.one_of(
         lambda name, mode, end: ("check_mode", CheckMode(name, mode, "", "root", 0, end)),
         st.sampled_from(("*", "quota")),
         st.sampled_from(("shadow", "off")),
+        expiries,
+    ),
+    st.builds(
+        lambda user, sender, end: ("sender_right", SenderRight(user, sender, "", "root", 0, end)),
+        users,
+        st.sampled_from(("", "@example.net", "c@example.net")),
         expiries,
     ),
 )
