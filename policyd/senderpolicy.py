@@ -58,16 +58,25 @@ class SpfResult(NamedTuple):
     questions: int = 0
 
 
+class Verdicts(NamedTuple):
+    """What one mail came to."""
+
+    mail_from: SpfResult
+    #: ``None``: it was not asked for.
+    helo: SpfResult | None = None
+
+
 class SpfEvaluator(Protocol):
     """The one evaluator that all checks share."""
 
     #: This host's name, for headers.
     receiver: str
 
-    async def evaluate(self, claim: Claim, due: float, most: int = MOST_QUESTIONS) -> SpfResult:
-        """The result by ``due`` (``time.monotonic()``, s) at the latest, with at most ``most`` questions; it never raises.
+    async def evaluate(self, mail_from: Claim, helo: Claim | None, due: float) -> Verdicts:
+        """The results by ``due`` (``time.monotonic()``, s) at the latest, both found out side by side; it never raises.
 
-        What cannot be found out in time is ``temperror``. What is remembered is answered without waiting.
+        What cannot be found out in time, or with the questions that a mail may cost, is ``temperror``. What is remembered
+        is answered without waiting.
         """
 
 
@@ -76,9 +85,9 @@ class NoSpf:
 
     receiver = "localhost"
 
-    async def evaluate(self, claim: Claim, due: float, most: int = MOST_QUESTIONS) -> SpfResult:
+    async def evaluate(self, mail_from: Claim, helo: Claim | None, due: float) -> Verdicts:
         """See :class:`SpfEvaluator`."""
-        return SpfResult(TEMPERROR, claim.identity, claim.domain, problem="no resolver")
+        return Verdicts(SpfResult(TEMPERROR, MAIL_FROM, mail_from.domain, problem="no resolver"))
 
 
 def mail_from_claim(ip: str, sender: str, helo: str) -> Claim:
@@ -88,9 +97,7 @@ def mail_from_claim(ip: str, sender: str, helo: str) -> Claim:
     """
     if not sender or sender == "<>":
         return Claim(ip, MAIL_FROM, "postmaster", policy_domain(helo), helo)
-    local, at, domain = sender.rpartition("@")
-    if not at:
-        local, domain = "", sender
+    local, _, domain = sender.rpartition("@")
     return Claim(ip, MAIL_FROM, local or "postmaster", policy_domain(domain), helo)
 
 

@@ -8,6 +8,7 @@ they are asked side by side. A verdict counts only if nothing was open.
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -27,6 +28,10 @@ _OPEN_RECORD = b"v=spf1 ?all"
 #: Macros by which the verdict depends on more than the client and the domain (RFC 7208 7.2).
 _PERSONAL = re.compile(r"%\{[lsh]", re.IGNORECASE)
 _ADDRESS_TERM = re.compile(r"[-+?~]?ip[46]:", re.IGNORECASE)
+_OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+_IP4 = re.compile(
+    rf"([-+?~]?)ip4:({_OCTET}(?:\.{_OCTET}){{3}})(?:/(3[0-2]|[12]\d|\d))?", re.IGNORECASE | re.ASCII
+)
 
 
 class Outcome(NamedTuple):
@@ -49,11 +54,10 @@ class Outcome(NamedTuple):
 class Memo:
     """What runs over the same claim need not work out again."""
 
-    __slots__ = ("matches", "terms")
+    __slots__ = ("terms",)
 
     def __init__(self) -> None:
         self.terms: dict[str, Any] = {}
-        self.matches: dict[tuple[str, int], bool] = {}
 
 
 class _Enough(Exception):
@@ -79,6 +83,8 @@ class _Run(spf.query):  # type: ignore[misc]
         self._memo = memo
         self._explaining = False
         self._depth = 0
+        self._octets = 0
+        self._family = socket.AF_INET6 if self.v == "ip6" else socket.AF_INET
 
     # --- the DNS ----------------------------------------------------------------------------------------------------
 
@@ -112,8 +118,10 @@ class _Run(spf.query):  # type: ignore[misc]
             return list(found.records)
         if not self._explaining:
             for record in found.records:
-                if spf.RE_SPF.match(record) and (why := objection(record)):
-                    raise spf.PermError(why)
+                if spf.RE_SPF.match(record):
+                    self._octets += len(record)
+                    if why := objection(record, self._octets):
+                        raise spf.PermError(why)
         return [(record,) for record in found.records if fits(record)]
 
     def validated_ptrs(self) -> list[str]:
@@ -165,6 +173,10 @@ class _Run(spf.query):  # type: ignore[misc]
 
     def validate_mechanism(self, mech: str) -> Any:
         """As pyspf; terms that mean the same in every run, and those of addresses are most, are taken apart once."""
+        if plain := _IP4.fullmatch(mech):
+            # A record may list hundreds of these, and this is a tenth of the work.
+            sign, address, length = plain.groups()
+            return mech, "ip4", address, int(length or 32), spf.RESULTS[sign or "+"]
         if not _ADDRESS_TERM.match(mech):
             return super().validate_mechanism(mech)
         parsed = self._memo.terms.get(mech)
@@ -173,13 +185,15 @@ class _Run(spf.query):  # type: ignore[misc]
         return parsed
 
     def cidrmatch(self, ipaddrs: list[str], n: int) -> bool:
-        """As pyspf, each network compared once."""
-        matches = self._memo.matches
+        """As pyspf, a tenth of the work."""
+        family, shift = self._family, self.cidrmax - n
+        network = int(self.ipaddr) >> shift
         for address in ipaddrs:
-            match = matches.get((address, n))
-            if match is None:
-                match = matches[address, n] = bool(super().cidrmatch([address], n))
-            if match:
+            try:
+                number = int.from_bytes(socket.inet_pton(family, address), "big")
+            except OSError:
+                raise spf.PermError("no IP address", address) from None
+            if number >> shift == network:
                 return True
         return False
 
