@@ -76,7 +76,12 @@ def canonical(name: str) -> str:
         name = domain_key(name)
         if not name.isascii():
             raise ValueError("bad name")
-    return name.lower().removesuffix(".") or "."
+    if name == ".":
+        return name
+    name = name.lower().removesuffix(".")
+    if name in ("", "."):
+        raise ValueError("bad name")
+    return name
 
 
 def make_question(name: str, rdtype: str) -> Question:
