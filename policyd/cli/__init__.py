@@ -125,6 +125,8 @@ COMMANDS: dict[str, Entry] = {
     "ask": Entry("policyd.cli.ask:ask", "Send one request to the running daemon", _LOOK),
     "try": Entry("policyd.cli.try_cmd:try_", "Decide one request here; nothing is counted", _LOOK),
     "status": Entry("policyd.cli.status:status", "Does it run, and is all well", _LOOK),
+    "spf": Entry("", "Sender policies (SPF)", _LOOK),
+    "spf check": Entry("policyd.cli.spf:check", "May this client send for that domain, and why"),
     "config": Entry("", "The configuration file", _SERVE),
     "config check": Entry("policyd.cli.config_cmd:check", "Every problem of the file, with its place"),
     "config show": Entry("policyd.cli.config_cmd:show", "What is in force, defaults included"),
