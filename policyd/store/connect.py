@@ -11,6 +11,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator
+from typing import ClassVar, TypeVar
 
 from policyd.errors import StoreBusy, StoreDamaged, StoreError, StoreRefused
 from policyd.store import locks, migrate
@@ -20,6 +21,8 @@ DAEMON_BUSY = 250
 ADMIN_BUSY = 5_000
 #: Size to which the WAL file is cut after a checkpoint, octets.
 WAL_LIMIT = 64 * 1024 * 1024
+#: Octets free on a file system that is called full.
+NO_ROOM = 64 * 1024
 
 _BUSY = {
     "SQLITE_BUSY",
@@ -43,7 +46,7 @@ def translate(error: sqlite3.Error, path: str) -> StoreError:
     if family in _DAMAGED or name in _SHORTER or "malformed" in str(error):
         return StoreDamaged(f"{path} is damaged: {error}")
     if family in _BUSY:
-        return StoreBusy(f"{path}: {error}")
+        return StoreBusy(f"{path}: {error}{_cause(path)}")
     return StoreError(f"{path}: {error}")
 
 
@@ -57,6 +60,7 @@ def open_for_daemon(path: str, durability: str = "full") -> sqlite3.Connection:
     try:
         # An empty file is what a start leaves that was cut short here.
         fresh = not os.path.exists(path) or os.stat(path).st_size == 0
+        made = not os.path.exists(path)
         if fresh:
             # Owner and group only, whatever the umask: it holds who writes to whom.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o640))
@@ -64,6 +68,9 @@ def open_for_daemon(path: str, durability: str = "full") -> sqlite3.Connection:
         raise StoreRefused(
             f"{path}: {error.strerror}; check [store] url and the rights of its directory"
         ) from None
+    if not writable(path):
+        # SQLite would open it; and what it opens for reading alone stays so for every later connection of this process.
+        raise StoreBusy(f"{path} cannot be written{_cause(path) or ': check its rights'}")
     try:
         connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, cached_statements=512
@@ -89,6 +96,9 @@ def open_for_daemon(path: str, durability: str = "full") -> sqlite3.Connection:
             connection.execute(f"SELECT * FROM {table} LIMIT 1").fetchone()  # noqa: S608, names from the code
     except sqlite3.Error as error:
         connection.close()
+        if made and not _size(path):
+            # Nothing of it: the next attempt finds what this one found.
+            os.unlink(path)
         raise translate(error, path) from error
     except BaseException:
         connection.close()
@@ -102,15 +112,79 @@ def open_as_it_is(path: str) -> sqlite3.Connection:
     :raises StoreError: it cannot be read, or is of another schema.
     """
     try:
-        uri = f"file:{quoted(os.path.abspath(path))}?mode=ro"
-        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-        try:
-            migrate.check_version(connection, path)
-        except BaseException:
-            connection.close()
-            raise
+        if writable(path):
+            # On a full disk this fails where the file beside the WAL would have to be made first.
+            with contextlib.suppress(sqlite3.Error):
+                return _checked(_connection(path, "mode=ro"), path)
+        with contextlib.ExitStack() as guard:
+            # Where no lock can be made, policyctl cannot make one either.
+            with contextlib.suppress(StoreRefused):
+                guard.enter_context(locks.write_lock(path, 1.0))
+            connection = _untouched(path)
+            connection.guard = guard.pop_all()
+            return connection
     except sqlite3.Error as error:
         raise translate(error, path) from error
+
+
+def writable(path: str) -> bool:
+    """Whether the file may be written, by its rights and its file system's."""
+    return os.access(path, os.W_OK, effective_ids=True)
+
+
+class _Untouched(sqlite3.Connection):
+    """Reads a database and changes nothing beside it, not even a lock of SQLite's: so nobody may write to it meanwhile."""
+
+    guard = contextlib.ExitStack()
+    #: See :meth:`close`.
+    _kept: ClassVar[list[sqlite3.Connection]] = []
+    _locks_at_stake = False
+
+    def close(self) -> None:
+        """Let those in who want to write."""
+        if self._locks_at_stake:
+            # When a process closes a file it loses all its locks on it, those of its other connections too (fcntl(2)).
+            self._kept.append(self)
+        else:
+            super().close()
+        self.guard.close()
+
+
+def _untouched(path: str) -> _Untouched:
+    """
+    :raises sqlite3.Error: it cannot be read.
+    """
+    if _size(path + "-wal"):
+        # The index of the WAL, for which there is no room on disk, is kept in memory by who has the file for himself.
+        connection = _connection(path, "mode=ro&vfs=unix-none", _Untouched)
+        connection._locks_at_stake = True
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchone()
+    else:
+        connection = _connection(path, "immutable=1", _Untouched)
+    return _checked(connection, path)
+
+
+_C = TypeVar("_C", bound=sqlite3.Connection)
+
+
+def _connection(path: str, how: str, factory: type[_C] = sqlite3.Connection) -> _C:  # type: ignore[assignment]
+    uri = f"file:{quoted(os.path.abspath(path))}?{how}"
+    return sqlite3.connect(
+        uri,
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=DAEMON_BUSY / 1000,
+        factory=factory,
+    )
+
+
+def _checked(connection: _C, path: str) -> _C:
+    try:
+        migrate.check_version(connection, path)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -171,7 +245,7 @@ def open_for_admin(path: str) -> Iterator[sqlite3.Connection]:
 
     :raises StoreError: there is no database, it is locked, of another schema, or not ours to change.
     """
-    with as_owner(path), locks.write_lock(path), _opened(path, "rw") as connection:
+    with as_owner(path), _write_lock(path), _opened(path) as connection:
         connection.execute(f"PRAGMA busy_timeout = {ADMIN_BUSY}")
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         connection.execute("PRAGMA synchronous = FULL")
@@ -179,20 +253,36 @@ def open_for_admin(path: str) -> Iterator[sqlite3.Connection]:
 
 
 @contextlib.contextmanager
+def _write_lock(path: str) -> Iterator[None]:
+    if _read_only(path):
+        raise StoreBusy(f"{path}{_cause(path)}; nothing can be changed until it is mounted writable")
+    with contextlib.ExitStack() as lock:
+        try:
+            lock.enter_context(locks.write_lock(path))
+        except StoreBusy:
+            # A daemon that was started on a full disk holds it until there is room.
+            if cause := _cause(path):
+                raise StoreBusy(f"{path}{cause}; make room there, then try again") from None
+            raise
+        yield
+
+
+@contextlib.contextmanager
 def open_for_reading(path: str) -> Iterator[sqlite3.Connection]:
-    """A connection that only reads.
+    """A connection that only reads; also where nothing can be written at the moment.
 
     :raises StoreError: there is no database, or it is of another schema.
     """
-    with as_owner(path), _opened(path, "rw") as connection:
+    with as_owner(path), _opened(path, to_write=False) as connection:
         connection.execute("PRAGMA query_only = ON")
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         yield connection
 
 
 @contextlib.contextmanager
-def _opened(path: str, mode: str) -> Iterator[sqlite3.Connection]:
-    if not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
+def _opened(path: str, to_write: bool = True) -> Iterator[sqlite3.Connection]:
+    read_only = _read_only(path)
+    if not os.access(path, os.R_OK if read_only else os.R_OK | os.W_OK, effective_ids=True):
         what = (
             "it belongs to another user than its directory; give it to that user with chown"
             if os.getuid() == 0
@@ -200,15 +290,57 @@ def _opened(path: str, mode: str) -> Iterator[sqlite3.Connection]:
         )
         raise StoreRefused(f"{path}: permission denied; {what}")
     try:
-        uri = f"file:{quoted(os.path.abspath(path))}?mode={mode}"
-        connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=ADMIN_BUSY / 1000)
+        connection = _untouched(path) if read_only else _for_policyctl(path, to_write)
         try:
-            migrate.check_version(connection, path)
             yield connection
         finally:
             connection.close()
     except sqlite3.Error as error:
         raise translate(error, path) from error
+
+
+def _for_policyctl(path: str, to_write: bool) -> sqlite3.Connection:
+    uri = f"file:{quoted(os.path.abspath(path))}?mode=rw"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=ADMIN_BUSY / 1000)
+    try:
+        return _checked(connection, path)
+    except sqlite3.Error as error:
+        if to_write or not _nothing_can_be_made(error):
+            raise
+    return _untouched(path)
+
+
+def _nothing_can_be_made(error: sqlite3.Error) -> bool:
+    """Whether the files beside the database are missing and cannot be made: the disk is full, the directory closed."""
+    name = getattr(error, "sqlite_errorname", "") or ""
+    return name.startswith(("SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_IOERR_SHM", "SQLITE_READONLY"))
+
+
+def _read_only(path: str) -> bool:
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
+def _cause(path: str) -> str:
+    """What the file system says about an error of SQLite's, which itself speaks of input and output."""
+    try:
+        status = os.statvfs(os.path.dirname(os.path.abspath(path)))
+    except OSError:
+        return ""
+    if status.f_flag & os.ST_RDONLY:
+        return ": its file system is mounted read-only"
+    if status.f_bavail * status.f_frsize < NO_ROOM:
+        return ": its file system is full"
+    return ""
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def quoted(path: str) -> str:

@@ -7,7 +7,7 @@ import os
 import sqlite3
 
 from policyd.steering import Steering
-from policyd.store.connect import quoted
+from policyd.store.connect import quoted, writable
 from policyd.store.steering_sync import SteeringMirror
 
 log = logging.getLogger("policyd.store")
@@ -34,6 +34,10 @@ class SteeringReader:
 
         :raises sqlite3.Error: it cannot be read.
         """
+        if not writable(self._path):
+            # Nothing changes there; and a connection that cannot write keeps all others of this process from writing
+            # later on, since they share what it has opened.
+            raise sqlite3.OperationalError(f"{self._path} cannot be written")
         uri = f"file:{quoted(os.path.abspath(self._path))}?mode=rw"
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=PATIENCE)
         connection.execute("PRAGMA query_only = ON")
@@ -49,6 +53,7 @@ class SteeringReader:
             self.open()
             old.connection.close()
         except sqlite3.Error as error:
+            self._failed = True
             log.error("steering data cannot be read: %s; what is known holds", error)
 
     def steering(self) -> Steering:

@@ -147,6 +147,102 @@ def test_disk_full(tmp_path: Path, small_disk: Path) -> None:
     assert not list(small_disk.glob("*.damaged*"))
 
 
+def read_only(disk: Path, how: str) -> None:
+    """Mount it ``ro``, as the kernel does with a disk that fails, or ``rw`` again."""
+    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+
+
+def start_in_trouble(policyd: Policyd, cause: str) -> Witness:
+    """Start it; it says what is wrong, knows its bans and limits, counts in memory, and policyctl says what it can do."""
+    policyd.start()
+    assert re.search(rf"store-sick: .*{cause}; starting in memory", policyd.told()), policyd.told()
+    witness = Witness(Asker(policyd_address(policyd)))
+    witness.look_around()
+    for _ in range(10):
+        assert witness.send() == "DUNNO"
+    assert BANNED in policyd.ctl("bans")
+    assert policyd.used(ALICE, "messages") == 20
+    refused = policyd.try_ctl("ban", "user", "late@example.org", "--force")
+    assert refused.returncode == 1
+    assert cause in refused.stderr, refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    return witness
+
+
+def policyd_address(policyd: Policyd) -> str:
+    """Its only listener."""
+    return f"unix:{policyd.directory}/sock"
+
+
+def healed_without_restart(policyd: Policyd, witness: Witness, before: Witness) -> None:
+    """What was counted before the start, in trouble and since is there, each once, and bans can be made again."""
+    policyd.wait_told("store-well: ")
+    witness.passed |= before.passed
+    witness.look_around()
+    assert witness.send(min(before.passed)) == "DUNNO"
+    assert policyd.used(ALICE, "messages") == len(witness.passed)
+    policyd.ctl("ban", "user", "late@example.org", "--force")
+    assert witness.asker.ask(user="late@example.org").startswith("550 ")
+    assert policyd.query("PRAGMA integrity_check") == [("ok",)]
+    assert not list(policyd.database.parent.glob("*.damaged*"))
+    witness.asker.sock.close()
+    policyd.stop()
+    assert "are lost" not in policyd.told()
+    assert "Traceback" not in policyd.told()
+    ids = [row[0] for row in policyd.query("SELECT id FROM decision ORDER BY id")]
+    assert ids == sorted(set(ids))
+
+
+@pytest.mark.parametrize("before", ["ended", "killed"])
+def test_start_on_a_full_disk(tmp_path: Path, small_disk: Path, before: str) -> None:
+    """After an end in order, which leaves no file beside the database, and after kill -9, which leaves all of them."""
+    policyd, witness = with_a_past(tmp_path, small_disk, before)
+    fill(small_disk)
+    if before == "ended":
+        in_trouble = start_in_trouble(policyd, "file system is full")
+    else:
+        # The files are there, so it can be opened; the first decision finds no room.
+        policyd.start()
+        in_trouble = Witness(Asker(policyd_address(policyd)))
+        in_trouble.look_around()
+        assert in_trouble.send() == "DUNNO"
+        assert "file system is full; deciding in memory" in policyd.told()
+    (small_disk / "filler").unlink()
+    healed_without_restart(policyd, in_trouble, witness)
+
+
+@pytest.mark.parametrize("before", ["ended", "killed"])
+def test_start_on_a_read_only_file_system(tmp_path: Path, small_disk: Path, before: str) -> None:
+    """What is in the write-ahead log counts too, and it is written as soon as it can be."""
+    policyd, witness = with_a_past(tmp_path, small_disk, before)
+    read_only(small_disk, "ro")
+    in_trouble = start_in_trouble(policyd, "mounted read-only")
+    read_only(small_disk, "rw")
+    healed_without_restart(policyd, in_trouble, witness)
+
+
+def with_a_past(directory: Path, disk: Path, ended: str) -> tuple[Policyd, Witness]:
+    """A policyd that does not run, and has counted twenty messages and a ban."""
+    policyd = Policyd(
+        directory,
+        policy(f"unix:{directory}/sock", limits=LIMITS, server=SERVER),
+        database=disk / "policyd.db",
+    )
+    policyd.start()
+    with Asker(policyd_address(policyd)) as asker:
+        witness = Witness(asker)
+        for _ in range(20):
+            witness.send()
+        ban_mallory(policyd, witness)
+    if ended == "ended":
+        policyd.stop()
+        assert not Path(f"{policyd.database}-wal").exists()
+    else:
+        policyd.kill()
+        assert Path(f"{policyd.database}-wal").stat().st_size > 0
+    return policyd, witness
+
+
 def test_locked_by_another_process(tmp_path: Path) -> None:
     """Another process holds the database for 10 s: everything is answered in time and counted once."""
     address = f"unix:{tmp_path}/sock"
