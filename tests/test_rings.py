@@ -31,6 +31,8 @@ RINGS: dict[str, tuple[str, ...]] = {
         "policyd.tiers",
         "policyd.decision",
         "policyd.lookup",
+        "policyd.dnsbl_sites",
+        "policyd.blocklists",
         "policyd.senderpolicy",
         "policyd.inquiry",
         "policyd.condition",

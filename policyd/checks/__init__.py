@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+from policyd.blocklists import Blocklists, NoBlocklists
 from policyd.inquiry import Inquiry
 from policyd.lookup import NoResolver, Resolver
 from policyd.opinion import Opinion
@@ -36,6 +37,7 @@ class Context:
     site: Site = field(default_factory=Site)
     tiers: Tiers = field(default_factory=Tiers)
     resolver: Resolver = field(default_factory=NoResolver)
+    blocklists: Blocklists = field(default_factory=NoBlocklists)
     spf: SpfEvaluator = field(default_factory=NoSpf)
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from policyd import checks
 from policyd.checks import Context, describe, load, names, options_of
+from policyd.config.values import WRITERS
+from policyd.dnsbl_sites import sites
 from policyd.inquiry import Inquiry
 from policyd.opinion import Opinion
 from policyd.request import STAGES, SUBMISSION, Site
@@ -20,6 +22,8 @@ from policyd.steering import Steering
 from policyd.tiers import Tiers
 
 HERE = Path(__file__).parent
+#: Keys without which a check has nothing to do, and an example of each.
+REQUIRED: dict[str, dict[str, Any]] = {"dnsbl": {"sites": sites(["bl.example.net"])}}
 MODULES = [module.name for module in pkgutil.iter_modules(checks.__path__)]
 
 
@@ -49,12 +53,14 @@ def test_it_says_what_it_is_for(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_its_options_are_frozen_and_have_defaults(name: str) -> None:
-    """``use = "name"`` alone is a whole section; each key has a reader and a help text, each default reads as one."""
+    """``use = "name"`` and what is required is a section; each key has a reader and a help text, each default reads as one."""
     options = options_of(name)
+    required = [field.name for field in dataclasses.fields(options) if field.default is dataclasses.MISSING]
+    assert required == list(REQUIRED.get(name, {}))
     assert dataclasses.is_dataclass(options)
     assert options.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    made = options()
-    assert made == options()
+    made = options(**REQUIRED.get(name, {}))
+    assert made == options(**REQUIRED.get(name, {}))
     for field in dataclasses.fields(options):
         assert callable(field.metadata["read"]), field.name
         help_text = field.metadata["help"]
@@ -63,9 +69,18 @@ def test_its_options_are_frozen_and_have_defaults(name: str) -> None:
         default = getattr(made, field.name)
         hash(default)
         if isinstance(default, str | int):
-            assert field.metadata["read"](default) == default, field.name
+            written = WRITERS.get(field.metadata["read"], lambda value: value)(default)
+            assert field.metadata["read"](written) == default, field.name
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(made, field.name, default)
+
+
+def built(check: Any, options: Any, direction: str) -> tuple[Any, str]:
+    """The check for this direction, or why there is none."""
+    try:
+        return check(options, Context("name", direction)), ""
+    except ValueError as error:
+        return None, str(error)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -84,8 +99,13 @@ def test_its_class_keeps_the_contract(name: str) -> None:
         "inquiry",
     ]
     assert list(inspect.signature(check.__init__).parameters) == ["self", "options", "context"]
-    for direction in ("submission", "any"):
-        made = check(options(), Context(name, direction))
+    for direction in ("submission", "mx", "any"):
+        made, why = built(check, options(**REQUIRED.get(name, {})), direction)
+        if made is None:
+            # A direction in which it would do nothing is an error of the configuration, and says what to write.
+            assert direction != "any"
+            assert f"for = {direction!r}" in why
+            continue
         for needing, stages in made.needs.items():
             assert needing in ("submission", "mx")
             assert direction in ("any", needing), "a stage that is never asked would be missed for ever"
@@ -97,7 +117,7 @@ def test_its_class_keeps_the_contract(name: str) -> None:
 def test_it_answers_a_bare_request_at_every_stage(name: str, stage: str) -> None:
     """Nothing is known but the stage: no exception, and an opinion or none; with no loop running."""
     options, check = load(name)
-    made = check(options(), Context(name, "any", Site(), Tiers()))
+    made = check(options(**REQUIRED.get(name, {})), Context(name, "any", Site(), Tiers()))
     for context in ("", SUBMISSION):
         request = Site().request({"protocol_state": stage, "policy_context": context})
         with pytest.raises(StopIteration) as stop:
