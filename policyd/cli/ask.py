@@ -5,16 +5,12 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import click
 
 from policyd.answer import escape
 from policyd.cli.common import Session, Unreachable, json_option, pass_session
 from policyd.errors import UserError
-
-if TYPE_CHECKING:
-    from policyd.config import Listener
 
 #: Short names for what is typed most.
 ALIASES = {
@@ -161,9 +157,10 @@ def ask(session: Session, request: tuple[str, ...], to: str | None) -> None:
         raise click.UsageError(
             f"{to!r} is no address; write inet:127.0.0.1:10047 or unix:/path", click.get_current_context()
         )
-    listeners: list[Listener] = [] if to is not None else list(session.config.server.listen)
-    addresses = [to] if to is not None else [listener.address for listener in listeners]
-    timeout = session.config.server.deadline / 1000 + 2
+    # Where a broken file has its listener is not guessed: another policyd may answer there.
+    config = session.sound_config if to is None else session.config
+    addresses = [to] if to is not None else [listener.address for listener in config.server.listen]
+    timeout = config.server.deadline / 1000 + 2
     address, action = exchange(addresses, encoded(attributes), timeout)
     instance = attributes["instance"]
     session.done(

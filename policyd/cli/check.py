@@ -38,7 +38,8 @@ def list_checks(session: Session) -> None:
 @pass_session
 def show_check(session: Session, name: str) -> None:
     """Show the check NAME and its mode."""
-    _show(session, [_section(session, name)])
+    _known(session, name)
+    _show(session, [section for section in session.config.checks if section.name == name])
 
 
 @click.command()
@@ -51,7 +52,7 @@ def enforce(session: Session, name: str, terms: Terms) -> None:
 
     Without --for or --until it stays so until 'policyctl check auto NAME'.
     """
-    set_mode(session, _section(session, name).name, ENFORCE, terms)
+    set_mode(session, _known(session, name), ENFORCE, terms)
 
 
 @click.command()
@@ -61,7 +62,7 @@ def enforce(session: Session, name: str, terms: Terms) -> None:
 @pass_session
 def shadow(session: Session, name: str, terms: Terms) -> None:
     """Let the check NAME only record what it would have done."""
-    set_mode(session, _section(session, name).name, SHADOW, terms)
+    set_mode(session, _known(session, name), SHADOW, terms)
 
 
 @click.command()
@@ -71,7 +72,7 @@ def shadow(session: Session, name: str, terms: Terms) -> None:
 @pass_session
 def off(session: Session, name: str, terms: Terms) -> None:
     """Do not ask the check NAME at all."""
-    set_mode(session, _section(session, name).name, OFF, terms)
+    set_mode(session, _known(session, name), OFF, terms)
 
 
 @click.command()
@@ -86,7 +87,7 @@ def auto(session: Session, name: str, terms: Terms) -> None:
     configured = f" ({sections[name].mode})" if name in sections else ""
     dropped = drop_mode(session, name, terms, "check auto")
     if dropped is None and not configured:
-        _section(session, name)
+        _known(session, name)
     said = "is back in its configured mode" if dropped else "was in its configured mode already"
     session.done(
         {"dry_run": terms.dry_run, "name": name, "changed": dropped is not None},
@@ -135,11 +136,17 @@ def drop_mode(session: Session, name: str, terms: Terms, action: str) -> CheckMo
     return row
 
 
-def _section(session: Session, name: str) -> CheckSection:
-    for section in session.config.checks:
-        if section.name == name:
-            return section
-    names = [section.name for section in session.config.checks]
+def check_names(session: Session) -> list[str]:
+    """The names of the checks in the file, also of those that have errors: the daemon may still run them."""
+    left_out = session.rescued.left_out if session.rescued is not None else ()
+    return [*(section.name for section in session.config.checks), *left_out]
+
+
+def _known(session: Session, name: str) -> str:
+    """``name``, which must be that of a check."""
+    names = check_names(session)
+    if name in names:
+        return name
     near = did_you_mean(name, names) or f"; it has {', '.join(escape(name) for name in names)}"
     raise NotFound(f"{session.config_path} has no check {escape(name)!r}{near}")
 
@@ -169,7 +176,12 @@ def _show(session: Session, sections: list[CheckSection]) -> None:
             }
         )
         rows.append((section.name, section.use, section.direction, mode, section.mode, why))
-    session.show(records, ("name", "use", "for", "mode", "configured", "why"), rows, "there are no checks")
+    session.show(
+        records,
+        ("name", "use", "for", "mode", "configured", "why"),
+        rows,
+        "there is no such check, or it cannot be read",
+    )
 
 
 def in_force(section: CheckSection, set_by_hand: dict[str, CheckMode]) -> tuple[str, CheckMode | None]:

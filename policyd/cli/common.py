@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from policyd.answer import escape
-from policyd.errors import NotFound, PolicydError
+from policyd.errors import ConfigError, NotFound, PolicydError
 from policyd.match import fold
 
 if TYPE_CHECKING:
     import sqlite3
 
-    from policyd.config import Config
+    from policyd.config import Config, Rescued
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,8 +40,8 @@ class Session:
     json: bool = False
 
     @functools.cached_property
-    def config(self) -> Config:
-        """The configuration.
+    def sound_config(self) -> Config:
+        """The configuration, for what must not go by half of it.
 
         :raises ConfigError: it cannot be read, or has errors.
         """
@@ -49,6 +49,39 @@ class Session:
         from policyd.config import load
 
         return load(self.config_path, options_of)
+
+    @functools.cached_property
+    def rescued(self) -> Rescued | None:
+        """What a configuration with errors still says; ``None`` when it has none. The errors are told, once.
+
+        :raises ConfigError: it does not even say where the database is.
+        """
+        try:
+            self.sound_config  # noqa: B018, kept when it can be read
+        except ConfigError as error:
+            from policyd.checks import options_of
+            from policyd.config import rescue
+
+            try:
+                rescued = rescue(self.config_path, options_of)
+            except ConfigError:
+                raise error from None
+            self.warn(_told(rescued))
+            return rescued
+        return None
+
+    @property
+    def config(self) -> Config:
+        """The configuration; of one with errors what can be read of it, after a warning.
+
+        :raises ConfigError: it does not even say where the database is.
+        """
+        return self.sound_config if self.rescued is None else self.rescued.config
+
+    @property
+    def database(self) -> str:
+        """The path of the database."""
+        return self.config.store.path
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[sqlite3.Connection]:
@@ -58,7 +91,7 @@ class Session:
         """
         from policyd.store.connect import open_for_admin
 
-        with open_for_admin(self.config.store.path) as connection:
+        with open_for_admin(self.database) as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -69,7 +102,7 @@ class Session:
         """
         from policyd.store.connect import open_for_reading
 
-        with open_for_reading(self.config.store.path) as connection:
+        with open_for_reading(self.database) as connection:
             yield connection
 
     def show(
@@ -101,6 +134,18 @@ class Session:
     def note(self, text: str) -> None:
         """A remark beside the output, on stderr."""
         click.echo(click.style(f"note: {one_line(text)}", fg="yellow"), err=True)
+
+    def warn(self, text: str) -> None:
+        """What the admin must see before the output counts, on stderr."""
+        click.echo(click.style(f"warning: {one_line(text)}", fg="yellow"), err=True)
+
+
+def _told(rescued: Rescued) -> str:
+    """One line about a configuration with errors."""
+    first, *more = rescued.problems
+    others = f" (and {len(more)} more problem{'s' if len(more) > 1 else ''})" if more else ""
+    without = f", without check {', '.join(rescued.left_out)}" if rescued.left_out else ""
+    return f"{first}{others}; going on by what can be read{without}. 'policyctl config check' tells all"
 
 
 pass_session = click.make_pass_decorator(Session)
@@ -338,7 +383,14 @@ def login(session: Session, name: str) -> str:
     """The account that ``name`` means on this site; :class:`ValueError` when it can be none."""
     text = printable(name, "login", 320)
     # An own client or a certificate is an account too, and has no domain to be added.
-    account = fold(text) if text.startswith(("client:", "cert:")) else session.config.site.login(text)
+    plain = not text.startswith(("client:", "cert:"))
+    account = session.config.site.login(text) if plain else fold(text)
+    rescued = session.rescued
+    if rescued is not None and plain and "@" not in account and not rescued.knows_default_domain:
+        raise ValueError(
+            f"{name!r} has no domain, and [site] default_domain cannot be read from {session.config_path}; "
+            "write the whole login"
+        )
     if not account or " " in account:
         raise ValueError(f"{name!r} is no login")
     return account

@@ -17,7 +17,7 @@ def check(session: Session, file: str | None) -> None:
     from policyd.service import build_engine
 
     chosen = Session(file, session.json) if file else session
-    config = chosen.config
+    config = chosen.sound_config
     engine = build_engine(config)
     lines = [
         f"{escape(config.path, 1000)}: right; policy {config.policy_version}, {len(engine.rules)} checks"
@@ -41,7 +41,7 @@ def show(session: Session) -> None:
     """What is in force, defaults included, as a file that means the same."""
     from policyd.config import show as written
 
-    text = written(session.config)
+    text = written(session.sound_config)
     if session.json:
         import tomllib
 

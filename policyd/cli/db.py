@@ -36,7 +36,7 @@ def check(session: Session, quick: bool) -> int:
     """Is the file sound? Reads all of it; exit code 1 when it is not."""
     from policyd.store import read
 
-    path = session.config.store.path
+    path = session.database
     with session.reading() as connection:
         problems = read.problems(connection, quick)
     remedy = "stop policyd, keep the file, then 'policyctl db restore BACKUP'"
@@ -56,7 +56,7 @@ def size(session: Session, tables: bool) -> None:
     """What takes the room."""
     from policyd.store import read
 
-    path = session.config.store.path
+    path = session.database
     with session.reading() as connection:
         sizes = read.sizes(connection)
         per_table = read.table_sizes(connection) if tables else []
@@ -110,7 +110,7 @@ def backup(session: Session, target: str) -> None:
     """Copy the database to DEST, as of one moment, while the daemon runs. Overwrites nothing."""
     from policyd.store import copies
 
-    octets = copies.backup(session.config.store.path, target)
+    octets = copies.backup(session.database, target)
     session.done(
         {"backup": target, "size": octets},
         f"{escape(target, 1000)}: {format_size(octets)}, checked and on disk",
@@ -125,7 +125,7 @@ def restore(session: Session, source: str) -> None:
     """Put the backup SRC in the database's place; the daemon must be stopped. The old file is kept beside it."""
     from policyd.store import copies
 
-    path = session.config.store.path
+    path = session.database
     aside = copies.restore(source, path)
     session.done(
         {"database": path, "restored": source, "before": aside or None},
@@ -143,7 +143,8 @@ def prune(session: Session, dry_run: bool) -> None:
     from policyd.store import locks, partitions, read
     from policyd.store.clock import ledger_now
 
-    config = session.config
+    # What a broken file says of [keep] is not guessed: what is dropped is gone.
+    config = session.sound_config
     path = config.store.path
     with session.reading() as connection:
         before = read.sizes(connection)
@@ -194,7 +195,7 @@ def _prune_now(session: Session) -> None:
     from policyd.store.locks import DaemonLock
     from policyd.store.upkeep import Keep, Upkeep
 
-    config = session.config
+    config = session.sound_config
     path = config.store.path
     keep = Keep(config.keep.decisions, config.keep.max_size, config.keep.min_free)
     with as_owner(path):
@@ -222,7 +223,7 @@ def compact(session: Session) -> None:
     """Give the file's unused room back to the file system; the daemon must be stopped."""
     from policyd.store import copies
 
-    path = session.config.store.path
+    path = session.database
     before, after = copies.compact(path)
     session.done(
         {"database": path, "before": before, "after": after},

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from policyd.cli.ban import never_bans
+from policyd.cli.check import check_names
 from policyd.cli.common import Session, author, json_option, login, pass_session, printable, usage_errors
 from policyd.errors import UserError
 
@@ -75,7 +76,6 @@ def _told(name: str, problems: list[str]) -> list[str]:
 
 def _judge(session: Session, table: str, row: Any) -> Any:
     """The row in the form in which this site keeps it; :class:`ValueError` when it must not be set here."""
-    config = session.config
     if table in ("user_limit", "user_grant", "sender_right"):
         return row._replace(user=login(session, row.user))
     if table in ("ban", "allow", "greylist_allow"):
@@ -85,7 +85,7 @@ def _judge(session: Session, table: str, row: Any) -> Any:
             raise ValueError(
                 f"{row.kind} {row.value!r} is covered by {never!r} in the never list of the check 'bans'"
             )
-    elif row.name != "*" and row.name not in (names := [check.name for check in config.checks]):
+    elif row.name != "*" and row.name not in (names := check_names(session)):
         raise ValueError(
             f"there is no check {row.name!r} in {session.config_path}; it has {', '.join(names)}"
         )

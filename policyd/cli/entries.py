@@ -161,6 +161,8 @@ def warn_without(session: Session, use: str, table: str) -> None:
     noun = _WORDS[table].add
     modes = {check.mode for check in session.config.checks if check.use == use}
     if not modes:
+        if session.rescued is not None:
+            return
         session.note(
             f"{session.config_path} has no check 'use = \"{use}\"': no {noun} has an effect until it has one"
         )

@@ -97,7 +97,7 @@ def explain(session: Session, what: tuple[str, ...]) -> None:
         session.data(
             {
                 **record(row),
-                "policy_now": policy_now,
+                "policy_now": policy_now or None,
                 "same_mail": [record(other) for other in rows if other.id != row.id],
             }
         )
@@ -127,7 +127,8 @@ def describe(row: Logged, policy_now: str, only_tried: bool = False) -> list[str
         + (f" ({row.client_name})" if row.client_name else "")
         + (f", HELO {row.helo}" if row.helo else "")
     )
-    policy = row.policy + ("" if row.policy == policy_now else f" (the file's is {policy_now} now)")
+    now = f"the file's is {policy_now} now" if policy_now else "the file has errors now"
+    policy = row.policy + ("" if row.policy == policy_now else f" ({now})")
     facts: list[tuple[str, Any]] = [
         ("answer", row.action),
         ("why", row.reason),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from policyd.answer import escape
@@ -13,7 +15,7 @@ from policyd.checks import allow, bans
 from policyd.cli.examples import SMALL, typical
 from policyd.decision import Decision, Operation
 from policyd.engine import Engine, Rule, effective_mode
-from policyd.errors import UserError
+from policyd.errors import ConfigError, UserError
 from policyd.inquiry import Inquiry
 from policyd.opinion import ENFORCE, OFF, CounterKey, Quota
 from policyd.request import END_OF_MESSAGE, Request
@@ -63,12 +65,16 @@ class Usage(NamedTuple):
 class Offline:
     """The policy of the configuration over what the database holds now."""
 
-    def __init__(self, config: Config, connection: sqlite3.Connection) -> None:
-        from policyd.service import build_engine
-
+    def __init__(
+        self, config: Config, connection: sqlite3.Connection, warn: Callable[[str], None] | None = None
+    ) -> None:
+        """
+        :param warn: told of checks that cannot be built, and are left out then.
+        :raises ConfigError: a check cannot be built, and nobody is to be warned.
+        """
         self.config = config
         self.connection = connection
-        self.engine: Engine = build_engine(config)
+        self.engine = _engine(config, warn)
         self._failure = ""
         self._ledger = Ledger(
             connection, LedgerClock(stored_base(connection)), settle, time.perf_counter_ns, self._failed
@@ -167,6 +173,23 @@ class Offline:
     def typical(self, account: str, stage: str = END_OF_MESSAGE) -> tuple[Request, read.Logged | None]:
         """A small message of ``account``, sent as its last one was, and the decision on that."""
         return typical(self.config.site, self.connection, account, stage)
+
+
+def _engine(config: Config, warn: Callable[[str], None] | None) -> Engine:
+    from policyd.service import build_engine
+
+    try:
+        return build_engine(config)
+    except ConfigError as error:
+        if warn is None:
+            raise
+        warn(f"{'; '.join(error.problems)}; going on without. 'policyctl config check' tells all")
+    sound = []
+    for section in config.checks:
+        with contextlib.suppress(ConfigError):
+            build_engine(replace(config, checks=(section,)))
+            sound.append(section)
+    return build_engine(replace(config, checks=tuple(sound)))
 
 
 def finished(coroutine: Coroutine[Any, Any, T]) -> T:

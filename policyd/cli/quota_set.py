@@ -177,6 +177,8 @@ def split_limits(words: Sequence[str]) -> list[str]:
 
 def warn_without_user_quota(session: Session) -> None:
     """Remark that no check of the configuration asks for an account's own limits."""
+    if session.rescued is not None:
+        return
     quotas = [check for check in session.config.checks if check.use == "quota" and check.mode != "off"]
     if not any(check.options.per == "user" and not check.options.limits for check in quotas):
         session.note(

@@ -124,7 +124,7 @@ def quota_show(session: Session, user: str) -> None:
     account = account_of(session, user)
     with session.reading() as connection:
         must_be_known(connection, session, account)
-        offline = Offline(session.config, connection)
+        offline = Offline(session.config, connection, session.warn)
         request, _ = offline.typical(account)
         usages = offline.usage(request)
         times = Times(offline.now, Times.of(connection).ahead)

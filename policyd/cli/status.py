@@ -70,7 +70,7 @@ def _look(session: Session, connection: sqlite3.Connection, running: bool | None
     ]
     found: dict[str, Any] = {
         "running": running,
-        "policy_of_file": config.policy_version,
+        "policy_of_file": config.policy_version or None,
         "policy_of_last_decision": newest[0].policy if newest else None,
         "last_decision": iso(newest[0].wall_at) if newest else None,
         "generation": steering.generation,
@@ -121,6 +121,10 @@ def _look(session: Session, connection: sqlite3.Connection, running: bool | None
 
 def _policy_warnings(found: dict[str, Any]) -> list[str]:
     last = found["policy_of_last_decision"]
+    if found["policy_of_file"] is None:
+        return [
+            "the file has errors, so policyd would not start with it; what it runs with holds; see 'policyctl config check'"
+        ]
     if last is None or last == found["policy_of_file"]:
         return []
     now = found["policy_of_file"]
@@ -195,7 +199,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
     lines = [click.style(text, fg=color, bold=True)]
     last = found["last_decision"]
     lines.append(
-        f"policy {found['policy_of_file']}; last decision {last or 'never'}"
+        f"policy {found['policy_of_file'] or 'unknown, the file has errors'}; last decision {last or 'never'}"
         + (f" by policy {escape(found['policy_of_last_decision'])}" if last else "")
         + f"; steering generation {found['generation']}, {found['bans']} bans, {found['allows']} allows"
     )

@@ -15,7 +15,7 @@ from policyd.tiers import Tier
 @pass_session
 def list_tiers(session: Session) -> None:
     """List the tiers and their limits."""
-    tiers = session.config.tiers
+    tiers = session.sound_config.tiers
     session.show(
         [_record(tier, tiers.default) for tier in tiers.all.values()],
         ("tier", "default", "members", "limits"),
@@ -33,7 +33,7 @@ def list_tiers(session: Session) -> None:
 @pass_session
 def show_tier(session: Session, name: str) -> None:
     """Show the tier NAME: its limits and members."""
-    tiers = session.config.tiers
+    tiers = session.sound_config.tiers
     tier = tiers.all.get(name)
     if tier is None:
         near = did_you_mean(name, tiers.all)

@@ -25,7 +25,7 @@ def try_(session: Session, request: tuple[str, ...], listener: str) -> None:
     from policyd.cli.offline import Offline, logged
 
     attributes = attributes_of(request)
-    config = session.config
+    config = session.sound_config
     chosen = next(
         (known for known in config.server.listen if listener in ("", known.label, known.address)), None
     )

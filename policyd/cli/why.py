@@ -36,9 +36,9 @@ def why(session: Session, user: str) -> None:
     account = account_of(session, user)
     with session.reading() as connection:
         must_be_known(connection, session, account)
-        offline = Offline(session.config, connection)
+        offline = Offline(session.config, connection, session.warn)
         times = Times(offline.now, Times.of(connection).ahead)
-        found = Findings(session, offline, account, times, locks.daemon_running(session.config.store.path))
+        found = Findings(session, offline, account, times, locks.daemon_running(session.database))
         found.look(connection)
     if session.json:
         session.data(found.record())

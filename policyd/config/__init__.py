@@ -1,6 +1,7 @@
 """The configuration file: read once into frozen, typed sections, all problems at once, each with its place."""
 
 from policyd.config.load import load, policy_version
+from policyd.config.rescue import Rescued, rescue
 from policyd.config.sections import CheckSection, Config, Dns, Fail, Keep, Listener, Log, Server, Store
 from policyd.config.show import documented_keys, show
 
@@ -12,10 +13,12 @@ __all__ = [
     "Keep",
     "Listener",
     "Log",
+    "Rescued",
     "Server",
     "Store",
     "documented_keys",
     "load",
     "policy_version",
+    "rescue",
     "show",
 ]

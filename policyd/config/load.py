@@ -33,17 +33,27 @@ def load(path: str | os.PathLike[str], options_of: OptionsOf) -> Config:
     document = read(os.fspath(path))
     # With a file missing, what refers to it would only look wrong.
     whole = not document.problems
-    config = _Assembly(document, options_of, whole).config()
+    config = assemble(document, options_of, whole)
     if config is None or document.problems:
         raise ConfigError(document.problems)
     return config
 
 
+def assemble(document: Document, options_of: OptionsOf, whole: bool, partial: bool = False) -> Config | None:
+    """The configuration that ``document`` describes; ``None`` when there are problems, which it holds then.
+
+    :param whole: whether every file of it could be read.
+    :param partial: in spite of problems make one of what is sound, without a policy version.
+    """
+    return _Assembly(document, options_of, whole, partial).config()
+
+
 class _Assembly:
-    def __init__(self, document: Document, options_of: OptionsOf, whole: bool) -> None:
+    def __init__(self, document: Document, options_of: OptionsOf, whole: bool, partial: bool) -> None:
         self._document = document
         self._options_of = options_of
         self._whole = whole
+        self._partial = partial
 
     def config(self) -> Config | None:
         document = self._document
@@ -56,7 +66,7 @@ class _Assembly:
             self._agree_on_listeners(sections["server"].listen)
         tiers = self._tiers(sections["tiers"].default if sections["tiers"] else "", site)
         checks = self._checks(homes)
-        if document.problems:
+        if document.problems and not self._partial:
             return None
         return Config(
             document.path,
@@ -68,7 +78,7 @@ class _Assembly:
             sections["dns"],
             tiers,
             checks,
-            policy_version(site, tiers, checks),
+            "" if document.problems else policy_version(site, tiers, checks),
         )
 
     def _table(self, path: Path, value: Any, written: str) -> dict[str, Any] | None:
@@ -80,9 +90,9 @@ class _Assembly:
     def _section(self, name: str, section: type[Any], homes: Mapping[str, str]) -> Any:
         table = self._table((name,), self._document.data.get(name, {}), f"[{name}]")
         if table is None:
-            return None
+            return section() if self._partial else None
         refuse_unknown(self._document, (name,), table, keys_of(section), homes)
-        return read_table(self._document, section, (name,), table)
+        return read_table(self._document, section, (name,), table, self._partial)
 
     def _agree_on_listeners(self, listeners: tuple[Listener, ...]) -> None:
         document = self._document
@@ -130,7 +140,7 @@ class _Assembly:
         for name, value in tables.items():
             path = ("tier", name)
             if not NAME.fullmatch(name):
-                document.complain(path, "is no name; use small letters, digits and hyphens")
+                document.complain(path, "is no name; use small letters, digits, - and _")
             table = self._table(path, value, f"[tier.{name}]")
             if table is None:
                 continue
@@ -270,7 +280,7 @@ class _Assembly:
         name = common.name or use
         if not NAME.fullmatch(name):
             document.complain(
-                path, f'{name!r} is no name; add name = "..." of small letters, digits and hyphens'
+                path, f'{name!r} is no name; add name = "..." of small letters, digits, - and _'
             )
             return None
         given = {key: value for key, value in table.items() if key not in shared}

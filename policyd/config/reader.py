@@ -28,21 +28,28 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
     return field.default
 
 
-def read_table(document: Document, section: type[Any], path: Path, table: Mapping[str, Any]) -> Any:
-    """An instance of ``section`` from the keys of ``table`` that are its own; ``None`` when there were problems."""
+def read_table(
+    document: Document, section: type[Any], path: Path, table: Mapping[str, Any], partial: bool = False
+) -> Any:
+    """An instance of ``section`` from the keys of ``table`` that are its own; ``None`` when there were problems.
+
+    :param partial: leave out the keys with problems instead; no key may be required.
+    """
     values: dict[str, Any] = {}
     sound = True
     for field in dataclasses.fields(section):
         key = key_of(field)
         if key in table:
-            good, values[field.name] = _read_value(document, field, (*path, key), table[key])
+            good, value = _read_value(document, field, (*path, key), table[key])
+            if good:
+                values[field.name] = value
             sound = sound and good
         elif default_of(field) is dataclasses.MISSING:
             document.complain(
                 path, f"{key} is missing; add {key} = ... ({field.metadata['help'].rstrip('.')})"
             )
             sound = False
-    return section(**values) if sound else None
+    return section(**values) if sound or partial else None
 
 
 def refuse_unknown(
@@ -67,7 +74,7 @@ def _read_value(
     document: Document, field: dataclasses.Field[Any], path: Path, value: Any
 ) -> tuple[bool, Any]:
     if "of" in field.metadata:
-        return _read_nested(document, field.metadata["of"], path, value, isinstance(default_of(field), tuple))
+        return _read_nested(document, field.metadata["of"], path, value, default_of(field))
     read = field.metadata["read"]
     try:
         return True, read(value)
@@ -88,12 +95,11 @@ def _read_value(
     return False, None
 
 
-def _read_nested(
-    document: Document, of: type[Any], path: Path, value: Any, is_list: bool
-) -> tuple[bool, Any]:
-    if is_list:
+def _read_nested(document: Document, of: type[Any], path: Path, value: Any, default: Any) -> tuple[bool, Any]:
+    if isinstance(default, tuple):
         if not isinstance(value, list):
-            document.complain(path, "must be a list [...]")
+            example = getattr(default[0], dataclasses.fields(of)[0].name) if default else "..."
+            document.complain(path, f'must be a list; write {path[-1]} = ["{example}"]')
             return False, None
         read = [_read_member(document, of, (*path, index), member) for index, member in enumerate(value)]
         return None not in read, tuple(read)

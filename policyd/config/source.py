@@ -30,6 +30,9 @@ class Document:
     places: dict[Path, str] = field(default_factory=dict)
     #: Files in the order in which they were opened.
     files: list[str] = field(default_factory=list)
+    #: The texts of files that are no valid TOML, and the names of those that could not be read at all.
+    broken: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
     _noted: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -111,8 +114,12 @@ class _Reader:
         self._seen[real] = asked or "the start"
         self._document.files.append(name)
         text = self._text(name, asked)
-        data = None if text is None else self._parse(name, text)
-        if text is None or data is None:
+        if text is None:
+            self._document.unread.append(name)
+            return
+        data = self._parse(name, text)
+        if data is None:
+            self._document.broken.append(text)
             return
         positions = scan(text)
         patterns = data.pop("include", [])

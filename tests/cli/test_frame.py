@@ -121,10 +121,10 @@ def test_no_configuration(tmp_path: Path) -> None:
 
 
 def test_every_problem_of_the_configuration(tmp_path: Path) -> None:
-    """All problems at once, one line each."""
+    """All problems at once, one line each, where the file itself is what it is about."""
     place = Place(tmp_path, CONFIG + "\n[[check]]\nuse = 'qouta'\n\n[nonsense]\nx = 1\n")
     before = place.everything()
-    result = place.run("ban", "user", "alice")
+    result = place.run("config", "check")
     assert result.exit_code == 1
     assert "qouta" in result.output
     assert "nonsense" in result.output

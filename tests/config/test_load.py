@@ -264,7 +264,10 @@ timeout = "2s"
             "[tiers]\ndefault = ''\n[tier.a]\nlimits = ['1 messages per 60m', '2 messages per 1h']",
             "4: tier.a.limits: a second limit for the window of '2 messages per 1h'",
         ),
-        ("[server]\nlisten = 'x'", "2: server.listen: must be a list [...]"),
+        (
+            "[server]\nlisten = 'x'",
+            '2: server.listen: must be a list; write listen = ["inet:127.0.0.1:10047"]',
+        ),
         ("[server]\nlisten = []", "2: server.listen: is empty"),
         ("[server]\nlisten = [5]", "2: server.listen[1]: must be a text in quotes or a table with address"),
         ("[server]\nlisten = [{ label = 'x' }]", "2: server.listen[1]: address is missing"),
