@@ -14,6 +14,7 @@ import os
 import re
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -36,6 +37,8 @@ _STDOUT = 1
 BACKLOG = 20_000
 #: How long the end waits for sinks that take nothing, s.
 ENDING = 3.0
+#: Between two looks at whether the files are still there, s.
+LOOK = 1.0
 
 
 class Sink(Protocol):
@@ -46,6 +49,9 @@ class Sink(Protocol):
 
     def reopen(self) -> None:
         """Open anew, after a rotation."""
+
+    def look(self) -> None:
+        """Open anew if nobody will find what is written, because the file was removed."""
 
     def close(self) -> None:
         """Let go."""
@@ -63,6 +69,8 @@ class FileSink:
         self._lost = 0
         #: Whether what was written last ends within a line.
         self._torn = False
+        #: Whether the last look found another file than the one that is open. At the first look that is enough.
+        self._missed = True
 
     def __str__(self) -> str:
         return self._path
@@ -91,11 +99,30 @@ class FileSink:
     def reopen(self) -> None:
         """See :class:`Sink`."""
         self.close()
-        self._torn = False
+        self._torn = self._missed = False
         try:
             self._fd = self._open()
         except OSError as error:
             log.error("decision log %s: %s", self, error.strerror)
+
+    def look(self) -> None:
+        """See :class:`Sink`."""
+        if self._fd < 0:
+            return
+        missed, self._missed = self._missed, not self._is_there()
+        # At the second look: between the two, logrotate makes the new file itself and sends its signal.
+        if missed and self._missed:
+            log.warning("decision log %s was removed or renamed; a new one is begun", self)
+            self.reopen()
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._fd))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            # What cannot be looked at can still be written to.
+            return True
 
     def close(self) -> None:
         """See :class:`Sink`."""
@@ -118,6 +145,9 @@ class OutputSink(FileSink):
         super().__init__("on standard output")
 
     def reopen(self) -> None:
+        """See :class:`Sink`."""
+
+    def look(self) -> None:
         """See :class:`Sink`."""
 
     def close(self) -> None:
@@ -165,6 +195,9 @@ class SyslogSink:
     def reopen(self) -> None:
         """See :class:`Sink`."""
         self.close()
+
+    def look(self) -> None:
+        """See :class:`Sink`; a socket that nobody has any more takes no line."""
 
     def close(self) -> None:
         """See :class:`Sink`."""
@@ -283,11 +316,21 @@ class DecisionLog:
         self._changed.notify_all()
 
     def _run(self) -> None:
+        next_look = 0.0
         while True:
+            # Also while nothing comes: the next lines are not to go to a file that is gone.
+            if time.monotonic() >= next_look:
+                for sink in self._sinks:
+                    sink.look()
+                next_look = time.monotonic() + LOOK
             with self._changed:
                 self._asleep = True
-                self._changed.wait_for(lambda: self._queue or self._reopening or self._closing)
+                woken = self._changed.wait_for(
+                    lambda: self._queue or self._reopening or self._closing, next_look - time.monotonic()
+                )
                 self._asleep = False
+                if not woken:
+                    continue
                 # Many lines at once: a thread that wakes for each batch quarrels with the others over the interpreter.
                 self._changed.wait_for(lambda: self._reopening or self._closing or self._flushing, GATHERING)
                 reopening, self._reopening = self._reopening, False

@@ -39,7 +39,7 @@ class Port(Protocol):
         """Accept nothing more."""
 
     def vanished(self) -> bool:
-        """Whether nobody can connect any more, because the socket's file is gone."""
+        """Whether nobody can connect any more, because the socket's file is gone or is another one."""
 
 
 class Listening:
@@ -51,6 +51,8 @@ class Listening:
         self.max_connections = 10_000
         #: By address: the listener and its port.
         self.ports: dict[str, tuple[Listener, Port]] = {}
+        #: By address: why a listener whose socket was removed could not be opened anew; empty before it was tried.
+        self._broken: dict[str, str] = {}
         self._refused = 0
         self._inherited = _inherited_sockets()
 
@@ -59,37 +61,53 @@ class Listening:
 
         :raises UserError: it cannot be opened.
         """
+        self.ports[listener.address] = (listener, await self._open(listener))
+
+    async def _open(self, listener: Listener) -> Port:
         kind, _, rest = listener.address.partition(":")
         try:
             if kind == "inet":
-                port = await self._serve(_inet_socket(rest), listener)
-            elif kind == "unix":
-                port = await self._serve(_unix_socket(rest, listener), listener, unlink=rest)
-            elif kind == "systemd":
-                port = await self._serve(self._inherit(rest), listener)
-            else:
-                port = await self._endpoint(listener)
+                return await self._serve(_inet_socket(rest), listener)
+            if kind == "unix":
+                return await self._serve(_unix_socket(rest, listener), listener, unlink=rest)
+            if kind == "systemd":
+                return await self._serve(self._inherit(rest), listener)
+            return await self._endpoint(listener)
         except OSError as error:
             raise UserError(f"cannot listen on {listener.address}: {_why(error)}") from None
-        self.ports[listener.address] = (listener, port)
 
     async def close(self, address: str) -> None:
         """Close one listener; its sessions go on."""
         _, port = self.ports.pop(address)
+        self._broken.pop(address, None)
         await port.close()
 
     async def mend(self) -> None:
-        """Open those listeners anew whose socket was removed.
-
-        :raises UserError: one cannot be opened.
-        """
+        """Open those listeners anew whose socket was removed or replaced; one that cannot be opened is tried again next time."""
         for address, (listener, port) in list(self.ports.items()):
-            if port.vanished():
+            if not port.vanished():
+                continue
+            if address not in self._broken:
                 log.error(
-                    "socket-gone: %s was removed while policyd listened on it; opening it anew", address
+                    "socket-gone: %s was removed or replaced while policyd listened on it; opening it anew",
+                    address,
                 )
-                await self.close(address)
-                await self.open(listener)
+                self._broken[address] = ""
+                await port.close()
+            try:
+                mended = await self._open(listener)
+            except UserError as error:
+                if self._broken.get(address) != str(error):
+                    log.error("socket-gone: %s; it is tried again until it can be opened", error)
+                    self._broken[address] = str(error)
+                continue
+            if self.ports.get(address) != (listener, port):
+                # A reload has closed it in the meantime.
+                await mended.close()
+                continue
+            self.ports[address] = (listener, mended)
+            del self._broken[address]
+            log.warning("socket-back: %s is open again", address)
 
     def session(self, listener: Listener, transport: Transport, peer: Any) -> Session | None:
         """The session for a new connection; ``None`` when it is not let in."""
@@ -147,11 +165,11 @@ class _LoopPort:
     def __init__(self, server: asyncio.AbstractServer, unlink: str) -> None:
         self._server = server
         self._unlink = unlink
-        self._inode = os.stat(unlink).st_ino if unlink else 0
+        self._identity = _identity(unlink) if unlink else None
 
     def vanished(self) -> bool:
         """See :class:`Port`."""
-        return bool(self._unlink) and not os.path.exists(self._unlink)
+        return bool(self._unlink) and _identity(self._unlink) != self._identity
 
     async def close(self) -> None:
         """See :class:`Port`."""
@@ -159,8 +177,18 @@ class _LoopPort:
         if self._unlink:
             # Another policyd may have put its own socket there in the meantime.
             with contextlib.suppress(OSError):
-                if os.stat(self._unlink).st_ino == self._inode:
+                if not self.vanished():
                     os.unlink(self._unlink)
+
+
+def _identity(path: str) -> tuple[int, int, int] | None:
+    """What tells one socket's file from the next at the same place; ``None`` when there is none."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    # The number of a file that was removed is soon given to another; rights and owner may be changed by the admin.
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _inet_socket(address: str) -> socket.socket:
@@ -210,12 +238,13 @@ def _unix_socket(path: str, listener: Listener) -> socket.socket:
 def _clear_stale(path: str) -> None:
     """Remove a socket that nobody listens on any more; whatever else is there is not ours to remove."""
     try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise UserError(f"cannot listen on unix:{path}: there is a file of that name that is no socket")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
+        # With its queue full the other one is there too, and nothing here may wait.
+        probe.setblocking(False)
         try:
             probe.connect(path)
         except ConnectionRefusedError:

@@ -142,8 +142,9 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
 
-def test_a_file_is_appended_to_and_opened_anew(tmp_path: Path) -> None:
+def test_a_file_is_appended_to_and_opened_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a rotation the next line goes to the new file."""
+    monkeypatch.setattr(decisionlog, "LOOK", PATIENCE)
     path = tmp_path / "decisions.log"
     path.write_text("before\n")
     log = DecisionLog([open_sink(f"file:{path}")])
@@ -228,6 +229,78 @@ def test_a_file_that_cannot_be_opened_anew_is_tried_with_each_line(
     sink.close()
     assert lines(directory / "d.log") == ["found"]
     assert "1 lines were left out" in caplog.text
+
+
+def test_a_file_that_is_gone_is_begun_anew_at_the_second_look(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Removed, renamed, or another in its place; a rotation whose signal is still on its way is let be."""
+    path = tmp_path / "d.log"
+    sink = FileSink(str(path))
+    sink.look()
+    path.unlink()
+    sink.look()
+    assert not path.exists()
+    sink.look()
+    sink.write(["after it was removed"], [False])
+    assert lines(path) == ["after it was removed"]
+    path.rename(tmp_path / "d.log.1")
+    path.write_text("made by logrotate\n")
+    sink.look()
+    sink.write(["to the old one"], [False])
+    sink.reopen()
+    sink.write(["after the signal"], [False])
+    sink.look()
+    sink.look()
+    sink.close()
+    sink.look()
+    assert lines(tmp_path / "d.log.1") == ["after it was removed", "to the old one"]
+    assert lines(path) == ["made by logrotate", "after the signal"]
+    assert caplog.messages == [f"decision log {path} was removed or renamed; a new one is begun"]
+
+
+def test_a_file_that_was_removed_before_the_first_line_is_begun_anew_for_it(tmp_path: Path) -> None:
+    """However long ago that was: the first line is in a file that can be found."""
+    path = tmp_path / "d.log"
+    log = DecisionLog([open_sink(f"file:{path}")])
+    path.unlink()
+    log.write([decision(number=1)])
+    log.close()
+    assert [line.split()[1] for line in lines(path)] == ["id=1"]
+
+
+def test_a_removed_directory_is_told_and_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is left out meanwhile is counted, for nobody would find it in a file without a name."""
+    directory = tmp_path / "log"
+    directory.mkdir()
+    sink = FileSink(str(directory / "d.log"))
+    (directory / "d.log").unlink()
+    directory.rmdir()
+    sink.look()
+    sink.look()
+    sink.write(["lost"], [False])
+    directory.mkdir()
+    sink.write(["found"], [False])
+    sink.close()
+    assert lines(directory / "d.log") == ["found"]
+    assert "1 lines were left out" in caplog.messages[-1]
+
+
+def test_a_removed_file_is_noticed_without_a_signal_and_without_mail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the log's own thread, so that the next decision can be found."""
+    monkeypatch.setattr(decisionlog, "LOOK", 0.001)
+    path = tmp_path / "d.log"
+    log = DecisionLog([open_sink(f"file:{path}")])
+    log.write([decision(number=1)])
+    assert log.flush()
+    for _ in range(3):
+        path.unlink()
+        wait_for(path.exists, lambda: "it does not come back")
+    log.write([decision(number=2)])
+    log.close()
+    assert [line.split()[1] for line in lines(path)] == ["id=2"]
 
 
 def test_a_file_that_cannot_be_opened_at_the_start_is_an_error(tmp_path: Path) -> None:

@@ -147,6 +147,19 @@ def test_log_rotation_loses_no_line(tmp_path: Path, number: signal.Signals) -> N
         policyd.start()
 
 
+def test_a_removed_decision_log_is_begun_anew_without_a_signal(tmp_path: Path) -> None:
+    """Somebody's rm, or a rotation without its signal: within seconds a new file takes the decisions."""
+    address = f"unix:{tmp_path}/sock"
+    with Policyd(tmp_path, policy(address)) as policyd, Asker(address) as asker:
+        asker.ask()
+        wait_for(lambda: policyd.decisions.read_text().count("\n") == 1, policyd.told)
+        policyd.decisions.unlink()
+        wait_for(policyd.decisions.exists, policyd.told)
+        asker.ask()
+        wait_for(lambda: policyd.decisions.read_text().count("\n") == 1, policyd.told)
+        assert policyd.told().count("was removed or renamed; a new one is begun") == 1
+
+
 def test_a_decision_log_that_takes_nothing_delays_no_answer(tmp_path: Path) -> None:
     """A FIFO whose reader has stopped: answers, reload and rotation go on; it gets every line once when it reads again; and
     SIGTERM ends policyd though it does not read."""
