@@ -28,6 +28,8 @@ STAGES = {
 OTHER_STAGE = 0
 #: Where MAIL FROM came before.
 STAGES_WITH_SENDER = frozenset({"MAIL", "RCPT", "DATA", "END-OF-MESSAGE"})
+#: What the instance of a request begins with that ``policyctl ask`` made up: Postfix did not ask.
+ASKED_BY_HAND = "policyctl."
 RCPT = "RCPT"
 DATA = "DATA"
 END_OF_MESSAGE = "END-OF-MESSAGE"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from policyd.engine import Rule
 from policyd.opinion import OFF
-from policyd.request import STAGES
+from policyd.request import ASKED_BY_HAND, STAGES
 
 #: Requests of a direction after which a stage that never came is missed.
 ENOUGH = 100
@@ -28,8 +28,10 @@ class StageWatch:
         #: Requests by (direction, stage), of the stages that Postfix knows.
         self.seen: dict[tuple[str, str], int] = {}
 
-    def count(self, direction: str, stage: str) -> None:
-        """A request has come."""
+    def count(self, direction: str, stage: str, instance: str = "") -> None:
+        """A request has come. One of ``policyctl ask`` says nothing of what Postfix asks."""
+        if instance.startswith(ASKED_BY_HAND):
+            return
         key = (direction, stage)
         known = self.seen.get(key)
         if known is not None:

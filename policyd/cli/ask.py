@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 
 from policyd.answer import escape
-from policyd.cli.common import Session, Unreachable, json_option, pass_session
+from policyd.cli.common import Session, Unreachable, did_you_mean, json_option, pass_session
 from policyd.errors import UserError
+from policyd.request import ASKED_BY_HAND, STAGES
 
 #: Short names for what is typed most.
 ALIASES = {
@@ -22,6 +23,27 @@ ALIASES = {
     "context": "policy_context",
 }
 MOST = 64 * 1024
+#: What Postfix sends, up to 3.12 (SMTPD_POLICY_README).
+ATTRIBUTES = (
+    "request protocol_state protocol_name helo_name queue_id sender recipient recipient_count client_address client_name "
+    "reverse_client_name instance sasl_method sasl_username sasl_sender size ccert_subject ccert_issuer ccert_fingerprint "
+    "ccert_pubkey_fingerprint encryption_protocol encryption_cipher encryption_keysize etrn_domain stress client_port "
+    "policy_context server_address server_port compatibility_level mail_version tls_sni"
+).split()
+
+
+def doubts(attributes: Mapping[str, str]) -> list[str]:
+    """What in a request is most likely mistyped; policyd ignores what it does not know, as Postfix demands."""
+    found = []
+    for name in attributes:
+        if name not in ATTRIBUTES:
+            near = did_you_mean(name, [*ATTRIBUTES, *ALIASES]) or "; it is ignored"
+            found.append(f"Postfix sends no attribute {escape(name, 40)!r}{near}")
+    stage = attributes.get("protocol_state", "")
+    if stage not in STAGES:
+        near = did_you_mean(stage.upper(), STAGES, 0.5) or f"; there are {', '.join(STAGES)}"
+        found.append(f"Postfix has no stage {escape(stage, 40)!r}{near}")
+    return found
 
 
 def attributes_of(arguments: Sequence[str]) -> dict[str, str]:
@@ -57,7 +79,7 @@ def attributes_of(arguments: Sequence[str]) -> dict[str, str]:
     defaults = {
         "protocol_state": "RCPT",
         "protocol_name": "ESMTP",
-        "instance": f"policyctl.{time.time_ns():x}",
+        "instance": f"{ASKED_BY_HAND}{time.time_ns():x}",
     }
     if given.get("sasl_username"):
         defaults["sasl_method"] = "plain"
@@ -153,6 +175,8 @@ def ask(session: Session, request: tuple[str, ...], to: str | None) -> None:
     'policyctl try' counts nothing.
     """
     attributes = attributes_of(request)
+    for doubt in doubts(attributes):
+        session.warn(doubt)
     if to is not None and reachable_address(to) is None:
         raise click.UsageError(
             f"{to!r} is no address; write inet:127.0.0.1:10047 or unix:/path", click.get_current_context()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from policyd.cli.ask import attributes_of
+from policyd.cli.ask import attributes_of, doubts
 from policyd.cli.common import Session, json_option, pass_session
 
 
@@ -25,6 +25,8 @@ def try_(session: Session, request: tuple[str, ...], listener: str) -> None:
     from policyd.cli.offline import Offline, logged
 
     attributes = attributes_of(request)
+    for doubt in doubts(attributes):
+        session.warn(doubt)
     config = session.sound_config
     chosen = next(
         (known for known in config.server.listen if listener in ("", known.label, known.address)), None

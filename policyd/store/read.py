@@ -17,6 +17,7 @@ from policyd.answer import escape
 from policyd.errors import StoreDamaged
 from policyd.match import NetworkSet
 from policyd.opinion import CounterKey
+from policyd.request import ASKED_BY_HAND
 from policyd.steering import client_network
 from policyd.store import partitions
 from policyd.store.partitions import Partition
@@ -181,7 +182,7 @@ class Arrived(NamedTuple):
 def arrived(connection: sqlite3.Connection, since: int, at_most: int) -> tuple[list[Arrived], bool]:
     """What was asked since the ledger time ``since``, and whether that is all of it.
 
-    Looks at the newest ``at_most`` decisions, whatever the load.
+    Looks at the newest ``at_most`` decisions, whatever the load. What ``policyctl ask`` asked is left out.
     """
     totals: dict[tuple[str, str, str], tuple[int, int]] = {}
     with snapshot(connection):
@@ -189,12 +190,13 @@ def arrived(connection: sqlite3.Connection, since: int, at_most: int) -> tuple[l
         wanted = Wanted(since=since, after=floor)
         statement = (
             "SELECT direction, stage, verdict, count(*), max(wall_at) FROM {table} "
-            "WHERE id >= :first GROUP BY direction, stage, verdict"
+            "WHERE id >= :first AND substr(instance, 1, length(:by_hand)) <> :by_hand "
+            "GROUP BY direction, stage, verdict"
         )
         for partition in _partitions(connection, wanted):
-            bounds = _bounds(connection, partition, wanted)
+            values = {**_bounds(connection, partition, wanted), "by_hand": ASKED_BY_HAND}
             for direction, stage, verdict, times, last in connection.execute(
-                _for(partition, statement), bounds
+                _for(partition, statement), values
             ):
                 before = totals.get((direction, stage, verdict), (0, 0))
                 totals[direction, stage, verdict] = (before[0] + times, max(before[1], last))

@@ -163,6 +163,38 @@ def test_status_counts_the_last_hour_and_warns_of_a_missing_stage(sample: Sample
     assert not any("never at" in warning for warning in policyctl("status", "--json").json["warnings"])
 
 
+def test_what_ask_asked_is_not_what_postfix_asks(sample: Sample, policyctl: Run) -> None:
+    """A request by hand at END-OF-MESSAGE hides no wrong wiring, and is no mail."""
+    sample.ask(protocol_state="RCPT")
+    sample.ask(instance=attributes_of(["stage=END-OF-MESSAGE"])["instance"])
+    found = policyctl("status", "--json").json
+    assert [stage["stage"] for stage in found["stages"]] == ["RCPT"]
+    assert found["last_hour"]["submission"]["pass"] == 1
+    assert any("never at END-OF-MESSAGE" in warning for warning in found["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("sasl_usrname=alice", "did you mean sasl_username?"),
+        ("clinet=192.0.2.7", "did you mean client?"),
+        ("nonsense_at_all=1", "it is ignored"),
+        ("stage=END-OF-DATA", "did you mean END-OF-MESSAGE?"),
+        ("stage=rcpt", "did you mean RCPT?"),
+        ("stage=7", "there are CONNECT, EHLO"),
+    ],
+)
+def test_a_mistyped_attribute_is_told(sample: Sample, policyctl: Run, typed: str, says: str) -> None:
+    """policyd ignores what it does not know; who typed it did not mean that."""
+    ran = policyctl("try", "user=alice", typed, "--json")
+    assert ran.code == 0
+    assert ran.json["verdict"] == "pass"
+    assert ran.err.count("\n") == 1
+    assert ran.err.startswith("warning: ")
+    assert says in ran.err
+    assert policyctl("try", "user=alice", "stage=DATA").err == ""
+
+
 def test_status_warns_when_nothing_is_asked(sample: Sample, policyctl: Run) -> None:
     """Silence is a finding, whether it was ever different or not."""
     assert any(

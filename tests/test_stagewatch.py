@@ -1,0 +1,40 @@
+"""A wrong wiring of Postfix is noticed from what it asks, and from nothing else."""
+
+from __future__ import annotations
+
+from policyd.checks import Context, quota
+from policyd.engine import Rule
+from policyd.request import ASKED_BY_HAND
+from policyd.stagewatch import ENOUGH, StageWatch
+from policyd.units import parse_limit
+
+
+def watch() -> StageWatch:
+    options = quota.Options(limits=(parse_limit("5 recipients per 1h"),), count="all")
+    check = quota.Check(options, Context("quota", "submission"))
+    return StageWatch([Rule("quota", "quota", "submission", "enforce", "skip", check)])
+
+
+def test_a_stage_that_never_comes_is_told_once() -> None:
+    """After enough requests of the direction, and not again."""
+    stages = watch()
+    for _ in range(ENOUGH - 1):
+        stages.count("submission", "RCPT", "1.2.3")
+    assert not list(stages.missing())
+    stages.count("submission", "RCPT", "1.2.3")
+    (line,) = stages.missing()
+    assert line.startswith("stage-missing: check quota needs END-OF-MESSAGE")
+    assert not list(stages.missing())
+
+
+def test_what_was_asked_by_hand_is_not_counted() -> None:
+    """One `policyctl ask` at the stage must not hide that Postfix never asks there."""
+    stages = watch()
+    for _ in range(ENOUGH):
+        stages.count("submission", "RCPT", "1.2.3")
+    stages.count("submission", "END-OF-MESSAGE", f"{ASKED_BY_HAND}17a")
+    assert len(list(stages.missing())) == 1
+    stages = watch()
+    for _ in range(ENOUGH):
+        stages.count("submission", "RCPT", f"{ASKED_BY_HAND}17a")
+    assert not list(stages.missing())
