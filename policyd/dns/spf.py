@@ -10,24 +10,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
+import socket
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from policyd.dns.spf_round import Memo, Outcome, Question, run
-from policyd.lookup import Found, Resolver
+from policyd.dns.spf_bounds import AT_ONCE, OutOfBounds, Sheet, Slots, Trace
+from policyd.dns.spf_round import Memo, Outcome, run
+from policyd.lookup import Resolver
 from policyd.senderpolicy import HELO_QUESTIONS, MOST_QUESTIONS, NONE, TEMPERROR, Claim, SpfResult, Verdicts
 
-log = logging.getLogger("policyd")
+log = logging.getLogger("policyd.dns")
 
-#: Evaluations of one domain at a time: its nameservers may be slow on purpose.
-AT_ONCE = 2
 #: No evaluation takes longer, s, however much time the mail has (RFC 7208 4.6.4 asks for 20 at least where there is no
 #: other bound).
 LONGEST = 20.0
-#: Questions of one evaluation asked ahead of need, so that some of the others are still for what is needed.
-AHEAD = 10
 #: Processor time for one evaluation, s; most take a hundredth.
 MOST_WORK = 0.1
 #: A refusal waits so long at most for the text that explains it, s.
@@ -40,13 +38,8 @@ MOST_REMEMBERED = 10_000
 #: Characters kept of a text that strangers wrote.
 MOST_TEXT = 400
 
-#: Told of each question: itself, its answer, s that it took.
-Trace = Callable[[Question, Found, float], None]
-
 #: The client and the domain; the whole claim where the records look at the sender or the HELO name too.
 _Key = tuple[str, str] | Claim
-
-
 #: A claim, and its result or who finds it out.
 _Begun = tuple[Claim, SpfResult | asyncio.Task[SpfResult]]
 
@@ -66,18 +59,21 @@ class Evaluator:
     def __init__(
         self,
         resolver: Resolver,
-        receiver: str = "unknown",
+        receiver: str = "",
         *,
         trace: Trace | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.receiver = receiver
+        """
+        :param receiver: this host's name; empty: what the system calls it.
+        """
+        self.receiver = receiver or host_name()
         self._resolver = resolver
         self._trace = trace
         self._clock = clock
         self._results: dict[_Key, _Remembered] = {}
         self._running: dict[tuple[Claim, int], asyncio.Task[SpfResult]] = {}
-        self._slots: dict[str, _Slots] = {}
+        self._slots: dict[str, Slots] = {}
         self._turn = asyncio.Lock()
 
     async def evaluate(self, mail_from: Claim, helo: Claim | None, due: float) -> Verdicts:
@@ -140,7 +136,7 @@ class Evaluator:
     # --- one evaluation ---------------------------------------------------------------------------------------------
 
     async def _evaluation(self, claim: Claim, due: float, most: int) -> SpfResult:
-        slots = self._slots.setdefault(claim.domain, _Slots())
+        slots = self._slots.setdefault(claim.domain, Slots())
         try:
             if not await slots.take(due - self._clock()):
                 return _trouble(f"{AT_ONCE} evaluations of this domain are under way")
@@ -158,10 +154,10 @@ class Evaluator:
                 self._slots.pop(claim.domain, None)
 
     async def _find_out(self, claim: Claim, due: float, most: int) -> SpfResult:
-        sheet = _Sheet(self._resolver, due, most, self._clock, self._trace)
+        sheet = Sheet(self._resolver, due, most, self._clock, self._trace)
         try:
             outcome = await self._outcome(claim, sheet)
-        except _OutOfBounds as bound:
+        except OutOfBounds as bound:
             result = _trouble(str(bound), sheet.asked)
             until = self._clock() + (EXCESS_MEMORY if bound.excess else TROUBLE_MEMORY)
             kept = result._replace(questions=0)
@@ -189,7 +185,7 @@ class Evaluator:
         self._remember((claim.ip, claim.domain), _Remembered(until, None if outcome.personal else kept))
         return result
 
-    async def _outcome(self, claim: Claim, sheet: _Sheet) -> Outcome:
+    async def _outcome(self, claim: Claim, sheet: Sheet) -> Outcome:
         memo = Memo()
         while (outcome := await self._run(claim, sheet, memo)).open:
             await sheet.answer(outcome.open)
@@ -201,7 +197,7 @@ class Evaluator:
             outcome = explained
         return outcome
 
-    async def _run(self, claim: Claim, sheet: _Sheet, memo: Memo) -> Outcome:
+    async def _run(self, claim: Claim, sheet: Sheet, memo: Memo) -> Outcome:
         # One at a time, and the loop looks after all others before the next: fifty hostile records hold nobody up.
         async with self._turn:
             begun = time.thread_time()
@@ -209,131 +205,14 @@ class Evaluator:
             sheet.worked += time.thread_time() - begun
             await asyncio.sleep(0)
         if outcome.open and sheet.worked > MOST_WORK:
-            raise _OutOfBounds("it takes too much work", excess=True)
+            raise OutOfBounds("it takes too much work", excess=True)
         return outcome
 
 
-class _OutOfBounds(Exception):
-    def __init__(self, text: str, excess: bool) -> None:
-        super().__init__(text)
-        self.excess = excess
-
-
-class _Sheet:
-    """The questions and answers of one evaluation."""
-
-    def __init__(
-        self, resolver: Resolver, due: float, most: int, clock: Callable[[], float], trace: Trace | None
-    ) -> None:
-        self.known: dict[Question, Found] = {}
-        self.asked = 0
-        #: Processor time, s.
-        self.worked = 0.0
-        self.due = due
-        self._resolver = resolver
-        self._most = most
-        self._ahead = AHEAD
-        self._clock = clock
-        self._trace = trace
-        self._asking: dict[Question, asyncio.Task[Found]] = {}
-
-    async def answer(self, questions: tuple[Question, ...]) -> None:
-        """Have the first of ``questions`` answered, and ask some of the others ahead of need.
-
-        :raises _OutOfBounds: no question is left, or no time.
-        """
-        needed = questions[0]
-        if needed not in self._asking:
-            if self.asked >= self._most:
-                raise _OutOfBounds(f"it takes more than {self._most} look-ups", excess=True)
-            self._ask(needed, self.due)
-        for question in questions[1:]:
-            if not self._ahead or self.asked >= self._most:
-                break
-            if question not in self._asking:
-                self._ahead -= 1
-                self._ask(question, self.due)
-        if not await self._wait(needed, self.due):
-            raise _OutOfBounds(f"no answer in time for {needed[1]} of {needed[0]}", excess=False)
-
-    async def explain(self, questions: tuple[Question, ...], until: float) -> bool:
-        """Ask what the verdict does not depend on; whether there are more answers than before."""
-        for question in questions:
-            if self.asked >= self._most or self._clock() >= until:
-                return False
-            self._ask(question, until)
-            if not await self._wait(question, until):
-                return False
-        return True
-
-    def close(self) -> None:
-        """Wait no longer for what was asked ahead."""
-        for task in self._asking.values():
-            task.cancel()
-
-    def _ask(self, question: Question, due: float) -> None:
-        self.asked += 1
-        self._asking[question] = asyncio.get_running_loop().create_task(self._one(question, due))
-
-    async def _one(self, question: Question, due: float) -> Found:
-        begun = self._clock()
-        found = await self._resolver.ask(*question, due)
-        if self._trace is not None:
-            self._trace(question, found, self._clock() - begun)
-        return found
-
-    async def _wait(self, needed: Question, due: float) -> bool:
-        await asyncio.wait([self._asking[needed]], timeout=max(0.0, due - self._clock()))
-        for question, task in list(self._asking.items()):
-            if task.done():
-                self.known[question] = task.result()
-                del self._asking[question]
-        return needed in self.known
-
-
-class _Slots:
-    """The evaluations of one domain: so many at a time, the others in turn."""
-
-    __slots__ = ("_taken", "_waiting")
-
-    def __init__(self) -> None:
-        self._taken = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
-
-    @property
-    def idle(self) -> bool:
-        """Whether nobody is evaluating, and nobody waits to."""
-        return not self._taken and not self._waiting
-
-    async def take(self, seconds: float) -> bool:
-        """Wait for one's turn, so long at most; whether it came."""
-        if self._taken < AT_ONCE:
-            self._taken += 1
-            return True
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            await asyncio.wait([turn], timeout=max(0.0, seconds))
-        except asyncio.CancelledError:
-            self._give_up(turn)
-            raise
-        if turn.done():
-            return True
-        self._give_up(turn)
-        return False
-
-    def leave(self) -> None:
-        """Make room: the next one's turn."""
-        if self._waiting:
-            self._waiting.popleft().set_result(None)
-        else:
-            self._taken -= 1
-
-    def _give_up(self, turn: asyncio.Future[None]) -> None:
-        if turn.done():
-            self.leave()
-        else:
-            self._waiting.remove(turn)
+def host_name() -> str:
+    """This host's name as it may stand in a header; the DNS is not asked for a longer one."""
+    name = socket.gethostname()[:100]
+    return name if re.fullmatch(r"[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]+)*", name, re.ASCII) else "localhost"
 
 
 async def _within(task: asyncio.Task[SpfResult], seconds: float) -> SpfResult | None:

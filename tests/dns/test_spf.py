@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyd.dns import spf as evaluating
-from policyd.dns.spf import AHEAD, AT_ONCE, Evaluator
+from policyd.dns.spf import Evaluator
+from policyd.dns.spf_bounds import AHEAD, AT_ONCE
 from policyd.dns.spf_limits import MOST_IN_ALL, MOST_OCTETS, MOST_TERMS, objection
 from policyd.dns.spf_round import Memo, question_name, run
 from policyd.lookup import FOUND, UNKNOWN, Found

@@ -1,0 +1,143 @@
+"""What bounds one SPF evaluation: its questions and its time, and how many of one domain there are at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from policyd.dns.spf_round import Question
+from policyd.lookup import Found, Resolver
+
+#: Evaluations of one domain at a time: its nameservers may be slow on purpose.
+AT_ONCE = 2
+#: Questions of one evaluation asked ahead of need, so that some of the others are still for what is needed.
+AHEAD = 10
+
+#: Told of each question: itself, its answer, s that it took.
+Trace = Callable[[Question, Found, float], None]
+
+
+class OutOfBounds(Exception):
+    """The evaluation ends without a verdict: for want of time, or for good (``excess``) because it would cost too much."""
+
+    def __init__(self, text: str, excess: bool) -> None:
+        super().__init__(text)
+        self.excess = excess
+
+
+class Sheet:
+    """The questions and answers of one evaluation."""
+
+    def __init__(
+        self, resolver: Resolver, due: float, most: int, clock: Callable[[], float], trace: Trace | None
+    ) -> None:
+        self.known: dict[Question, Found] = {}
+        self.asked = 0
+        #: Processor time, s.
+        self.worked = 0.0
+        self.due = due
+        self._resolver = resolver
+        self._most = most
+        self._ahead = AHEAD
+        self._clock = clock
+        self._trace = trace
+        self._asking: dict[Question, asyncio.Task[Found]] = {}
+
+    async def answer(self, questions: tuple[Question, ...]) -> None:
+        """Have the first of ``questions`` answered, and ask some of the others ahead of need.
+
+        :raises OutOfBounds: no question is left, or no time.
+        """
+        needed = questions[0]
+        if needed not in self._asking:
+            if self.asked >= self._most:
+                raise OutOfBounds(f"it takes more than {self._most} look-ups", excess=True)
+            self._ask(needed, self.due)
+        for question in questions[1:]:
+            if not self._ahead or self.asked >= self._most:
+                break
+            if question not in self._asking:
+                self._ahead -= 1
+                self._ask(question, self.due)
+        if not await self._wait(needed, self.due):
+            raise OutOfBounds(f"no answer in time for {needed[1]} of {needed[0]}", excess=False)
+
+    async def explain(self, questions: tuple[Question, ...], until: float) -> bool:
+        """Ask what the verdict does not depend on; whether there are more answers than before."""
+        for question in questions:
+            if self.asked >= self._most or self._clock() >= until:
+                return False
+            self._ask(question, until)
+            if not await self._wait(question, until):
+                return False
+        return True
+
+    def close(self) -> None:
+        """Wait no longer for what was asked ahead."""
+        for task in self._asking.values():
+            task.cancel()
+
+    def _ask(self, question: Question, due: float) -> None:
+        self.asked += 1
+        self._asking[question] = asyncio.get_running_loop().create_task(self._one(question, due))
+
+    async def _one(self, question: Question, due: float) -> Found:
+        begun = self._clock()
+        found = await self._resolver.ask(*question, due)
+        if self._trace is not None:
+            self._trace(question, found, self._clock() - begun)
+        return found
+
+    async def _wait(self, needed: Question, due: float) -> bool:
+        await asyncio.wait([self._asking[needed]], timeout=max(0.0, due - self._clock()))
+        for question, task in list(self._asking.items()):
+            if task.done():
+                self.known[question] = task.result()
+                del self._asking[question]
+        return needed in self.known
+
+
+class Slots:
+    """The evaluations of one domain: so many at a time, the others in turn."""
+
+    __slots__ = ("_taken", "_waiting")
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody is evaluating, and nobody waits to."""
+        return not self._taken and not self._waiting
+
+    async def take(self, seconds: float) -> bool:
+        """Wait for one's turn, so long at most; whether it came."""
+        if self._taken < AT_ONCE:
+            self._taken += 1
+            return True
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await asyncio.wait([turn], timeout=max(0.0, seconds))
+        except asyncio.CancelledError:
+            self._give_up(turn)
+            raise
+        if turn.done():
+            return True
+        self._give_up(turn)
+        return False
+
+    def leave(self) -> None:
+        """Make room: the next one's turn."""
+        if self._waiting:
+            self._waiting.popleft().set_result(None)
+        else:
+            self._taken -= 1
+
+    def _give_up(self, turn: asyncio.Future[None]) -> None:
+        if turn.done():
+            self.leave()
+        else:
+            self._waiting.remove(turn)
