@@ -31,7 +31,8 @@ _BATV = re.compile(r"(?:prvs=[0-9a-z]{8,12}|btv1==[0-9a-z]+=|msprvs1=[0-9a-z_-]+
 #: SRS0=HASH=DAY=domain=local, SRS1=HASH=forwarder==HASH=DAY=domain=local; - and + may stand for the first =.
 _SRS0 = re.compile(r"srs0[=+-][^=]+=[^=]+=(?=.)", re.ASCII)
 _SRS1 = re.compile(r"srs1[=+-][^=]+=([^=]+)=[=+-][^=]+=[^=]+=(?=.)", re.ASCII)
-#: What is between these is one word.
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+#: What is between other characters is one word.
 _WORD = re.compile(r"[0-9a-z]+", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]{8,}", re.ASCII)
 _DIGIT = re.compile(r"[0-9]", re.ASCII)
@@ -94,7 +95,7 @@ def _normal_local(local: str) -> str:
     plus = local.find("+", 1)
     if plus > 0 and not local.startswith("srs"):
         local = local[:plus]
-    return _WORD.sub(_normal_word, local)
+    return _WORD.sub(_normal_word, _UUID.sub("#", local))
 
 
 def _normal_word(match: re.Match[str]) -> str:

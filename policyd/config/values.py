@@ -25,14 +25,14 @@ MAX_DEADLINE = 90 * SECOND
 #: sockaddr_un holds 108 octets with the final NUL (unix(7)).
 MAX_SOCKET_PATH = 107
 
-NAME = re.compile(r"[a-z0-9-]+")
+NAME = re.compile(r"[a-z0-9_-]+")
 FACILITIES = ("mail", "daemon", "user", "auth", "authpriv", *(f"local{number}" for number in range(8)))
 
 
 def name(value: Any) -> str:
     """A name of a check or tier."""
     if not NAME.fullmatch(string(value)):
-        raise ValueError(f"{value!r} is no name; use small letters, digits and hyphens")
+        raise ValueError(f"{value!r} is no name; use small letters, digits, - and _")
     return str(value)
 
 

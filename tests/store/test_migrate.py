@@ -15,6 +15,7 @@ import pytest
 from policyd.errors import StoreRefused
 from policyd.store import migrate
 from policyd.store.connect import open_for_admin, open_for_daemon, open_for_reading
+from policyd.store.steering_sync import SteeringMirror
 
 NUMBERS = [number for number, _ in migrate.steps()]
 
@@ -56,6 +57,56 @@ def test_upgraded_equals_fresh(tmp_path: Path, version: int) -> None:
         upgraded.close()
     backups = [entry for entry in os.listdir(tmp_path) if "before-schema" in entry]
     assert bool(backups) == (0 < version < migrate.newest())
+
+
+def contents(connection: sqlite3.Connection, tables: list[str]) -> dict[str, list[tuple[object, ...]]]:
+    return {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in tables}
+
+
+def test_a_database_in_use_is_upgraded_with_all_that_is_in_it(tmp_path: Path) -> None:
+    """From schema 1: every row stays, the daemon's mirror tells of new tables' rows, and the backup is the old one whole."""
+    path = tmp_path / "policyd.db"
+    old = at_version(path, 1)
+    old.executescript(
+        """
+        INSERT INTO ledger_state VALUES (1, 'boot', 5, 6, 7, 8, 9);
+        INSERT INTO counter VALUES ('user', 'a@example.org', 'messages', x'00', 5);
+        INSERT INTO ban VALUES ('user', 'a@example.org', 'phished', 'root', 1, 0);
+        INSERT INTO allow VALUES ('client', '192.0.2.0/24', '', 'root', 1, 0);
+        INSERT INTO user_grant VALUES (7, 'a@example.org', 'bytes', 5, '', 'root', 1, 0);
+        INSERT INTO check_mode VALUES ('quota', 'shadow', '', 'root', 1, 0);
+        INSERT INTO history VALUES (1, 1, 1, 'root', 'ban', 'a@example.org', '', '');
+        """
+    )
+    tables = [
+        name
+        for (name,) in old.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        if not name.startswith("sqlite_")
+    ]
+    before, before_schema = contents(old, tables), schema(old)
+    old.close()
+    upgraded = open_for_daemon(str(path))
+    try:
+        assert contents(upgraded, tables) == before
+        mirror = SteeringMirror(upgraded)
+        mirror.load()
+        upgraded.execute(
+            "INSERT INTO sender_right VALUES ('a@example.org', '@example.net', '', 'root', 1, 0)"
+        )
+        upgraded.execute("INSERT INTO greylist_allow VALUES ('domain', 'example.net', '', 'root', 1, 0)")
+        mirror.refresh()
+        assert mirror.steering.may_send("a@example.org", "x@example.net", "example.net", 5)
+        assert [entry.value for entry in mirror.steering.greylist_allows] == ["example.net"]
+        assert [entry.value for entry in mirror.steering.bans] == ["a@example.org"]
+    finally:
+        upgraded.close()
+    backup = sqlite3.connect(f"{path}.before-schema-{migrate.newest()}")
+    try:
+        assert migrate.version_of(backup) == 1
+        assert schema(backup) == before_schema
+        assert contents(backup, tables) == before
+    finally:
+        backup.close()
 
 
 def test_every_column_is_commented_or_speaks_for_itself() -> None:

@@ -1,0 +1,356 @@
+"""Remembered facts: what was put is read back, a flood stays within its bound, and what proved itself survives it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from policyd.opinion import Memory, MemoryKey
+from policyd.store import memory
+from policyd.store.connect import open_for_admin, open_for_daemon
+from policyd.store.memory import Memories
+from policyd.units import DAY, HOUR
+
+NOW = 1_000 * DAY
+
+
+@pytest.fixture
+def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    connection = open_for_daemon(str(tmp_path / "policyd.db"))
+    yield connection
+    connection.close()
+
+
+def key(name: object, kind: str = "greylist") -> MemoryKey:
+    return MemoryKey(kind, str(name))
+
+
+def fact(hits: int = 0, expires_at: int = NOW + DAY) -> Memory:
+    return Memory(NOW, NOW, hits, expires_at)
+
+
+def rows(connection: sqlite3.Connection, kind: str = "greylist") -> dict[str, Memory]:
+    return {
+        each: Memory(*rest)
+        for each, *rest in connection.execute(
+            "SELECT key, first_at, last_at, hits, expires_at FROM memory WHERE kind = ?", (kind,)
+        )
+    }
+
+
+def commit(connection: sqlite3.Connection, memories: Memories, facts: dict[MemoryKey, Memory]) -> None:
+    """One batch, as the ledger runs it."""
+    connection.execute("BEGIN IMMEDIATE")
+    memories.read(connection, facts)
+    for each, new in facts.items():
+        memories.put(each, new)
+    memories.write(connection, memories.prepare())
+    connection.execute("COMMIT")
+    memories.written()
+
+
+def counted(connection: sqlite3.Connection, memories: Memories, now: int = NOW) -> Memories:
+    """With all rows counted."""
+    for _ in range(1_000):
+        if not memories.tend(connection, now):
+            return memories
+    raise AssertionError("upkeep does not end")
+
+
+# --- batches -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_put_is_read_back(connection: sqlite3.Connection) -> None:
+    """By this batch at once, by the next, and by another daemon after a start."""
+    memories = Memories()
+    commit(connection, memories, {key(number): fact(number) for number in range(200)})
+    assert len(rows(connection)) == 200
+    for reader in (memories, Memories()):
+        reader.read(connection, [key(5), key(500)])
+        assert reader.known([key(5), key(500)], NOW) == {key(5): fact(5)}
+    commit(connection, memories, {key(5): fact(6)})
+    assert rows(connection)["5"] == fact(6)
+
+
+def test_what_has_expired_is_not_known(connection: sqlite3.Connection) -> None:
+    """To the millisecond, whether or not the row is still there."""
+    memories = Memories()
+    commit(connection, memories, {key("a"): fact(expires_at=NOW + 1)})
+    assert memories.known([key("a")], NOW) == {key("a"): fact(expires_at=NOW + 1)}
+    assert memories.known([key("a")], NOW + 1) == {}
+
+
+def test_nothing_is_read_twice(connection: sqlite3.Connection) -> None:
+    """Neither what is there nor what is not; a known request touches no database."""
+    memories = Memories()
+    memories.read(connection, [key("a"), key("b")])
+    assert memories.unread([key("a"), key("b"), key("c")]) == {key("c")}
+    memories.put(key("c"), fact())
+    assert memories.unread([key("c")]) == set()
+
+
+def test_a_batch_that_did_not_come_about_is_forgotten(connection: sqlite3.Connection) -> None:
+    """It is decided again with what the table says."""
+    memories = Memories()
+    commit(connection, memories, {key("a"): fact(1)})
+    memories.put(key("a"), fact(2))
+    memories.put(key("b"), fact(2))
+    memories.forget()
+    memories.read(connection, [key("a"), key("b")])
+    assert memories.of(key("a")) == fact(1)
+    assert memories.of(key("b")) is None
+    assert memories.prepare() == []
+
+
+def test_what_could_not_be_written_is_written_later(connection: sqlite3.Connection) -> None:
+    """A decision that stands is remembered through the trouble, and a later one goes over it."""
+    memories = Memories()
+    for hits in (1, 2):
+        memories.put(key("a"), fact(hits))
+        memories.put(key(hits), fact(hits))
+        memories.keep()
+        assert memories.of(key("a")) == fact(hits)
+    memories.put(key("mine"), fact())
+    memories.forget()
+    commit(connection, memories, {key("b"): fact(3)})
+    assert rows(connection) == {"a": fact(2), "1": fact(1), "2": fact(2), "b": fact(3)}
+    assert memories.prepare() == []
+
+
+def test_what_waits_for_the_disk_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What expires first is dropped: it costs one mail a delay."""
+    monkeypatch.setattr(memory, "UNWRITTEN", 80)
+    memories = Memories()
+    for number in range(500):
+        memories.put(key(number), fact(expires_at=NOW + number))
+        memories.keep()
+    kept = memories.prepare()
+    assert len(kept) <= 80
+    assert kept[-1][5] == max(row[5] for row in kept)
+    assert memories.of(key(499)) is not None
+
+
+def test_memory_is_bounded(connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many keys are asked about; with a sick database, too."""
+    monkeypatch.setattr(memory, "CACHED", 100)
+    memories = Memories()
+    for number in range(40):
+        commit(connection, memories, {key(f"{number} {n}"): fact() for n in range(50)})
+        assert len(memories._cache) <= 150
+    for number in range(40):
+        memories.read(connection, [key(f"{number} other {n}") for n in range(50)])
+        memories.keep()
+        assert len(memories._cache) <= 150
+
+
+def test_what_policyctl_deletes_is_gone(tmp_path: Path, connection: sqlite3.Connection) -> None:
+    """The change table tells of it, and then nothing that was read holds any more."""
+    memories = Memories()
+    commit(connection, memories, {key("a"): fact(), key("b"): fact()})
+    before = connection.execute("SELECT count(*) FROM change WHERE tbl = 'memory'").fetchone()[0]
+    with open_for_admin(str(tmp_path / "policyd.db")) as admin:
+        admin.execute("BEGIN IMMEDIATE")
+        assert memory.delete(admin, "greylist", ["a", "nothing"]) == 1
+        admin.execute("COMMIT")
+    assert connection.execute("SELECT count(*) FROM change WHERE tbl = 'memory'").fetchone()[0] > before
+    memories.changed()
+    memories.read(connection, [key("a"), key("b")])
+    assert memories.known([key("a"), key("b")], NOW) == {key("b"): fact()}
+
+
+def test_a_failed_transaction_changes_no_count(connection: sqlite3.Connection) -> None:
+    """Counts are of what is committed."""
+    memories = counted(connection, Memories())
+    connection.execute("BEGIN IMMEDIATE")
+    memories.put(key("a"), fact())
+    memories.write(connection, memories.prepare())
+    connection.execute("ROLLBACK")
+    memories.keep()
+    assert memories.count("greylist") == 0
+    commit(connection, memories, {})
+    assert memories.count("greylist") == 1
+
+
+# --- bounds --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_flood_stays_within_its_bound(connection: sqlite3.Connection) -> None:
+    """At every moment, by what expires first of its own kind; what passed is another kind and stays."""
+    memories = counted(connection, Memories(cap=1_000))
+    passed = {key(f"known {n}", "greylist-passed"): fact(1, NOW + 35 * DAY) for n in range(500)}
+    commit(connection, memories, passed)
+    for batch in range(100):
+        flood = {key(f"{batch} {n}"): fact(expires_at=NOW + DAY + batch) for n in range(50)}
+        commit(connection, memories, flood)
+        there = rows(connection)
+        assert len(there) <= 1_000
+        assert len(there) == memories.count("greylist")
+        assert set(there) >= {each.key for each in flood}, "the newest are the last to go"
+    assert len(rows(connection, "greylist-passed")) == 500
+
+
+def test_before_the_rows_are_counted_nothing_is_thrown_away(connection: sqlite3.Connection) -> None:
+    """A start with a full table counts first, in steps; then the bound holds."""
+    commit(connection, Memories(), {key(n): fact() for n in range(500)})
+    memories = Memories(cap=100)
+    commit(connection, memories, {key("new"): fact(expires_at=NOW + 2 * DAY)})
+    assert len(rows(connection)) == 501
+    counted(connection, memories)
+    assert len(rows(connection)) == 100
+    assert "new" in rows(connection)
+
+
+def test_counts_are_exact_while_they_are_taken(
+    connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that come and go on either side of the cursor are counted once."""
+    monkeypatch.setattr(memory, "COUNTED_ROWS", 7)
+    commit(connection, Memories(), {key(f"{n:03}"): fact() for n in range(100)})
+    memories = Memories(cap=10_000)
+    number = 0
+    while memories._cursor is not None:
+        memories.tend(connection, NOW)
+        number += 1
+        commit(connection, memories, {key(f"000 {number}"): fact(), key(f"099 {number}"): fact()})
+    assert number > 10
+    assert memories.count("greylist") == len(rows(connection)) == 100 + 2 * number
+
+
+def test_what_has_expired_is_swept_in_small_steps(connection: sqlite3.Connection) -> None:
+    """Every kind; no step takes many rows, and none is taken that still holds."""
+    for kind in ("a", "b", "c"):
+        commit(connection, Memories(), {key(n, kind): fact(expires_at=NOW + n) for n in range(1_000)})
+    memories = counted(connection, Memories())
+    left = sum(len(rows(connection, kind)) for kind in ("a", "b", "c"))
+    assert left == 3 * 999
+    while memories.tend(connection, NOW + DAY):
+        before, left = left, sum(len(rows(connection, kind)) for kind in ("a", "b", "c"))
+        assert 0 < before - left <= memory.STEP_ROWS
+        assert not connection.in_transaction
+    assert left == 0
+    assert memories.count("a") == 0
+    commit(connection, memories, {key("x", "a"): fact(expires_at=NOW + 3 * DAY)})
+    counted(connection, memories, NOW + DAY)
+    assert not memories.tend(connection, NOW + DAY), "not looked at again at once"
+    assert len(rows(connection, "a")) == 1
+
+
+def test_what_others_deleted_is_noticed_within_the_hour(connection: sqlite3.Connection) -> None:
+    """The rows are counted anew; until then the bound holds a little earlier."""
+    memories = Memories()
+    commit(connection, memories, {key(n): fact(expires_at=NOW + 9 * DAY) for n in range(100)})
+    counted(connection, memories)
+    connection.execute("DELETE FROM memory WHERE key < '5'")
+    left = len(rows(connection))
+    assert memories.count("greylist") == 100
+    memories.tend(connection, NOW + HOUR)
+    while memories.tend(connection, NOW + HOUR):
+        pass
+    assert memories.count("greylist") == left
+
+
+def test_a_new_database_is_counted_anew(tmp_path: Path, connection: sqlite3.Connection) -> None:
+    """After a damaged one was moved aside nothing of the old counts or facts is left."""
+    memories = counted(connection, Memories())
+    commit(connection, memories, {key("a"): fact()})
+    fresh = open_for_daemon(str(tmp_path / "fresh.db"))
+    try:
+        memories.reopened()
+        memories.read(fresh, [key("a")])
+        assert memories.of(key("a")) is None
+        assert counted(fresh, memories).count("greylist") == 0
+    finally:
+        fresh.close()
+
+
+def test_the_expiry_is_found_by_its_index(connection: sqlite3.Connection) -> None:
+    """Making room in a table of a million rows reads as many as it deletes."""
+    for statement in (memory._EVICT, memory._EXPIRE, memory._EXPIRED):
+        arguments = ("greylist", 5, NOW)[: 2 if statement is not memory._EXPIRE else 3]
+        plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", arguments))
+        assert "USING COVERING INDEX memory_expiry" in plan, plan
+        assert "SCAN" not in plan, plan
+        assert "B-TREE" not in plan, plan
+
+
+operations = st.lists(
+    st.tuples(
+        st.sampled_from(("commit", "keep", "forget", "delete", "tend", "restart")),
+        st.lists(st.tuples(st.integers(0, 12), st.integers(-2, 6)), max_size=5),
+    ),
+    max_size=25,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(operations)
+def test_whatever_happens_it_tells_what_was_decided(
+    tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, list[tuple[int, int]]]]
+) -> None:
+    """Against a dictionary: commits, trouble, batches that failed, deletions by hand, sweeps and restarts."""
+    connection = open_for_daemon(str(tmp_path_factory.mktemp("memory") / "policyd.db"))
+    model: dict[MemoryKey, Memory] = {}
+    memories = Memories()
+    try:
+        for number, (kind, given) in enumerate(operations):
+            facts = {key(name): Memory(NOW, NOW, number, NOW + days * DAY) for name, days in given}
+            if kind == "commit":
+                commit(connection, memories, facts)
+                model |= facts
+            elif kind in ("keep", "forget"):
+                memories.read(connection, facts)
+                for each, new in facts.items():
+                    memories.put(each, new)
+                if kind == "keep":
+                    memories.keep()
+                    model |= facts
+                else:
+                    memories.forget()
+            elif kind == "delete":
+                commit(connection, memories, {})
+                memory.delete(connection, "greylist", [each.key for each in facts])
+                memories.changed()
+                model = {each: old for each, old in model.items() if each not in facts}
+            elif kind == "tend":
+                commit(connection, memories, {})
+                counted(connection, memories)
+            else:
+                commit(connection, memories, {})
+                memories = Memories()
+            everything = [key(name) for name in range(13)]
+            memories.read(connection, everything)
+            assert memories.known(everything, NOW) == {
+                each: old for each, old in model.items() if old.expires_at > NOW
+            }
+        commit(connection, memories, {})
+        memories.reopened()
+        counted(connection, memories)
+        assert memories.count("greylist") == len(rows(connection))
+    finally:
+        connection.close()
+
+
+# --- for policyctl -------------------------------------------------------------------------------------------------------
+
+
+def test_facts_are_found_by_how_they_begin(connection: sqlite3.Connection) -> None:
+    """Those of one client, without reading the others; the newest of them."""
+    commit(
+        connection,
+        Memories(),
+        {
+            key(f"192.0.{net}.0/24 {name}"): Memory(NOW, NOW + net * 10 + at, 0, NOW + DAY)
+            for net in range(3)
+            for at, name in enumerate("abc")
+        },
+    )
+    found = [each.key for each in memory.facts(connection, "greylist", "192.0.1.0/24 ")]
+    assert found == [f"192.0.1.0/24 {name}" for name in "abc"]
+    newest = memory.newest(connection, "greylist", "", lambda each: not each.key.endswith("c"), 2)
+    assert [each.key for each in newest] == ["192.0.2.0/24 b", "192.0.2.0/24 a"]
+    assert len(memory.newest(connection, "greylist", "", lambda each: True, 0)) == 9
