@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ log = logging.getLogger("policyd.dns")
 
 TIMEOUT = 2.0
 CACHE_SIZE = 32_000_000
-#: Questions under way at once; each holds a descriptor or two.
+#: Questions under way at once; each holds a descriptor for each nameserver that it was put to.
 MOST_UNDER_WAY = 1000
 #: Questions that wait until one of those ends; beyond that the answer is "unknown".
 MOST_WAITING = 10_000
@@ -90,6 +91,7 @@ class Resolver:
         self._closed = False
         self._nameservers: tuple[Nameserver, ...] = ()
         self._timeout = timeout
+        self._most = MOST_UNDER_WAY
         self._since = wall()
         self._reachable = True
         self.hits = self.misses = self.joined = 0
@@ -161,7 +163,7 @@ class Resolver:
     def _begin(self, key: Key, question: Question) -> _LookUp:
         self.misses += 1
         look_up = self._under_way[key] = _LookUp(key, question)
-        if len(self._tasks) < MOST_UNDER_WAY:
+        if len(self._tasks) < self._most:
             self._start(look_up)
         else:
             self._queue.append(look_up)
@@ -195,7 +197,7 @@ class Resolver:
             _tell(waiter, found)
 
     def _next(self) -> None:
-        while self._queue and len(self._tasks) < MOST_UNDER_WAY:
+        while self._queue and len(self._tasks) < self._most:
             look_up = self._queue.popleft()
             if self._closed or not look_up.waiters:
                 self._deliver(look_up, CLOSED)
@@ -285,6 +287,7 @@ class Resolver:
                 each.close()
             self._nameservers = new
             self._reachable, self._since = True, self._wall()
+        self._most = _most_under_way(len(texts))
         self._timeout = timeout
         self._cache.most_octets = cache_size
         self._cache.trim()
@@ -314,6 +317,7 @@ class Resolver:
             "misses": self.misses,
             "joined": self.joined,
             "under_way": len(self._under_way),
+            "most_under_way": self._most,
             "remembered": len(self._entries),
             "remembered_bytes": self._cache.octets,
         }
@@ -343,6 +347,14 @@ class Resolver:
 
 
 _DOWN = Reply(UNKNOWN, why=NO_NAMESERVER.why)
+
+
+def _most_under_way(nameservers: int) -> int:
+    """As many as leave three quarters of the process's descriptors to Postfix's connections."""
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if descriptors == resource.RLIM_INFINITY:
+        return MOST_UNDER_WAY
+    return max(10, min(MOST_UNDER_WAY, descriptors // 4 // nameservers))
 
 
 def _state(up: bool) -> str:

@@ -59,6 +59,7 @@ class Exchange:
             self._socket = nameserver.connected()
         except OSError as error:
             log.debug("%s: %s", nameserver.text, error)
+            nameserver.asked()
             self._end(UNREACHABLE)
             return
         loop.add_reader(self._socket.fileno(), self._readable)

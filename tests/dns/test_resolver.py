@@ -634,6 +634,21 @@ def test_what_is_too_much_at_once_waits(server: DnsServer, go: Any, monkeypatch:
     go(test, server.nameserver)
 
 
+@pytest.mark.parametrize(
+    ("limit", "most"), [(-1, 1000), (1_000_000, 1000), (4096, 512), (1024, 128), (20, 10)]
+)
+def test_descriptors_are_left_for_postfix(
+    limit: int, most: int, go: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A burst of questions must not take what new connections need, where the process may have few."""
+    monkeypatch.setattr(resolver_module.resource, "getrlimit", lambda which: (limit, limit))
+
+    async def test(resolver: Resolver) -> None:
+        assert resolver.health()[0].figures["most_under_way"] == most
+
+    go(test, "127.0.0.1", "127.0.0.2")
+
+
 def test_the_memory_is_bounded(server: DnsServer, go: Any) -> None:
     """A flood of random names leaves no more behind than was configured."""
     server.add("*.example", "A", "127.0.0.2")
