@@ -25,11 +25,39 @@ ALIASES = {
 MOST = 64 * 1024
 #: What Postfix sends, up to 3.12 (SMTPD_POLICY_README).
 ATTRIBUTES = (
-    "request protocol_state protocol_name helo_name queue_id sender recipient recipient_count client_address client_name "
-    "reverse_client_name instance sasl_method sasl_username sasl_sender size ccert_subject ccert_issuer ccert_fingerprint "
-    "ccert_pubkey_fingerprint encryption_protocol encryption_cipher encryption_keysize etrn_domain stress client_port "
-    "policy_context server_address server_port compatibility_level mail_version tls_sni"
-).split()
+    "request",
+    "protocol_state",
+    "protocol_name",
+    "helo_name",
+    "queue_id",
+    "sender",
+    "recipient",
+    "recipient_count",
+    "client_address",
+    "client_name",
+    "reverse_client_name",
+    "instance",
+    "sasl_method",
+    "sasl_username",
+    "sasl_sender",
+    "size",
+    "ccert_subject",
+    "ccert_issuer",
+    "ccert_fingerprint",
+    "ccert_pubkey_fingerprint",
+    "encryption_protocol",
+    "encryption_cipher",
+    "encryption_keysize",
+    "etrn_domain",
+    "stress",
+    "client_port",
+    "policy_context",
+    "server_address",
+    "server_port",
+    "compatibility_level",
+    "mail_version",
+    "tls_sni",
+)
 
 
 def doubts(attributes: Mapping[str, str]) -> list[str]:

@@ -13,7 +13,11 @@ from policyd.cli.common import Session, json_option, pass_session
 @json_option
 @pass_session
 def check(session: Session, file: str | None) -> None:
-    """Every problem of the file (default: that of --config), with its place; exit code 1 when there is one."""
+    """Every problem of the file (default: that of --config), with its place; exit code 1 when there is one.
+
+    What is no error and most likely not meant is a warning, and so is a directory that is missing.
+    """
+    from policyd.config import doubts, missing_places
     from policyd.service import build_engine
 
     chosen = Session(file, session.json) if file else session
@@ -24,11 +28,15 @@ def check(session: Session, file: str | None) -> None:
     ]
     if not engine.rules:
         lines.append("note: there is no [[check]], so everything passes")
+    warnings = [*doubts(config), *missing_places(config)]
+    for warning in warnings:
+        session.warn(warning)
     session.done(
         {
             "file": config.path,
             "policy": config.policy_version,
             "checks": [rule.name for rule in engine.rules],
+            "warnings": warnings,
         },
         *lines,
     )

@@ -1,5 +1,6 @@
 """The configuration file: read once into frozen, typed sections, all problems at once, each with its place."""
 
+from policyd.config.doubts import doubts, missing_places
 from policyd.config.load import load, policy_version
 from policyd.config.rescue import Rescued, rescue
 from policyd.config.sections import CheckSection, Config, Dns, Fail, Keep, Listener, Log, Server, Store
@@ -17,7 +18,9 @@ __all__ = [
     "Server",
     "Store",
     "documented_keys",
+    "doubts",
     "load",
+    "missing_places",
     "policy_version",
     "rescue",
     "show",

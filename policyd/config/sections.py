@@ -144,7 +144,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Store:
-    """``[store]``: the database. ``path`` is absolute, or relative to the working directory."""
+    """``[store]``: the database. ``path`` is absolute, whatever was written."""
 
     path: str = setting(
         values.store_path,

@@ -6,6 +6,7 @@ Each reader turns a TOML value into the typed one; its :class:`ValueError` says 
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -205,7 +206,10 @@ def store_path(value: Any) -> str:
         raise ValueError(
             f"{value!r} must be a plain file, without parameters; write sqlite:///var/lib/policyd/policyd.db"
         )
-    return _file(path)
+    try:
+        return os.path.abspath(_file(path))
+    except OSError as error:
+        raise ValueError(f"{value!r}: the working directory is gone ({error.strerror})") from None
 
 
 def sink(value: Any) -> str:

@@ -256,6 +256,26 @@ def test_config_check_and_show(policyctl: Run, config_path: Path, tmp_path: Path
     assert all(f"{config_path}:" in problem for problem in ran.err.splitlines())
 
 
+def test_config_check_names_the_directories_that_are_missing(
+    policyctl: Run, config_path: Path, tmp_path: Path
+) -> None:
+    """The daemon would not start without them; each warning has the command that makes one."""
+    assert policyctl("config", "check").err == ""
+    text = config_path.read_text()
+    text = text.replace('"inet:127.0.0.1:1"', f'"unix:{tmp_path}/run/s"')
+    text = text.replace(f"{tmp_path}/policyd.db", f"{tmp_path}/data it/policyd.db")
+    text = text.replace(f"{tmp_path}/decisions.log", f"{tmp_path}/log/decisions.log")
+    config_path.write_text(text)
+    ran = policyctl("config", "check", "--json")
+    assert ran.code == 0
+    assert [line.partition(":")[0] for line in ran.err.splitlines()] == ["warning"] * 3
+    assert len(ran.json["warnings"]) == 3
+    for warning in ran.json["warnings"]:
+        command = warning.rpartition("make it with '")[2].removesuffix("'")
+        subprocess.run(["/bin/sh", "-c", command], check=True)
+    assert policyctl("config", "check").err == ""
+
+
 def test_a_check_that_refuses_its_options_is_found(policyctl: Run, config_path: Path) -> None:
     """config check goes as far as the daemon's start does."""
     config_path.write_text(

@@ -1,0 +1,104 @@
+"""What is no error in a configuration and most likely not meant: told by ``policyctl config check`` and at the start."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+from collections.abc import Iterator
+
+from policyd.config.sections import CheckSection, Config
+from policyd.config.values import ANY
+from policyd.opinion import OFF
+
+
+def doubts(config: Config) -> list[str]:
+    """One line each, ``FILE:LINE: check NAME: what; what to do``."""
+    found = []
+    checks = [check for check in config.checks if check.mode != OFF]
+    for at, check in enumerate(checks):
+        if check.use == "quota":
+            texts = _of_quota(check, config)
+        elif check.use == "allow":
+            texts = _of_allow(check, checks[:at], checks[at + 1 :])
+        else:
+            continue
+        found += [f"{check.place}: check {check.name!r}: {text}" for text in texts]
+    if checks and not any(check.use == "bans" for check in checks):
+        found.append(f'{config.path}: there is no check "bans", so policyctl ban has no effect; add it')
+    return found
+
+
+def _of_quota(check: CheckSection, config: Config) -> Iterator[str]:
+    if check.options.limits:
+        return
+    if not config.tiers.all:
+        yield (
+            "has no limits, and there are no tiers: nothing is counted but for accounts that get own limits by "
+            'policyctl quota set; write limits = ["200 recipients per 1h"], or add [tiers] and [tier.NAME]'
+        )
+    elif not any(tier.limits for tier in config.tiers.all.values()):
+        yield 'no tier has limits, so nothing is counted; write limits = ["200 recipients per 1h"] in [tier.NAME]'
+
+
+def _of_allow(check: CheckSection, before: list[CheckSection], after: list[CheckSection]) -> Iterator[str]:
+    # Before or behind the bans is the admin's choice, where those it lets pass cannot be forged.
+    before, after = (
+        [
+            other
+            for other in others
+            if ANY in (check.direction, other.direction) or other.direction == check.direction
+        ]
+        for others in (before, after)
+    )
+    if not after:
+        yield "stands last and ends a chain that ends anyway, so it has no effect; put it first"
+        return
+    spares_not = [other.name for other in before if other.use not in ("allow", "bans")]
+    if spares_not:
+        yield f"spares nobody what stands before it ({', '.join(spares_not)}); put it first"
+    forgeable = [key for key in ("senders", "domains") if getattr(check.options, key)]
+    if forgeable and any(other.use == "bans" for other in after):
+        yield (
+            f"lets pass by {' and '.join(forgeable)}, which anybody can write, before bans are asked; put the check bans "
+            "before it, or allow clients"
+        )
+
+
+def missing_places(config: Config) -> list[str]:
+    """Directories that the daemon needs and that are not there, each with the command that makes it."""
+    wanted = {os.path.dirname(config.store.path): "the database ([store] url)"}
+    for sink in config.log.decisions:
+        kind, _, path = sink.partition(":")
+        if kind == "file":
+            wanted.setdefault(os.path.dirname(os.path.abspath(path)), "the decision log ([log] decisions)")
+    for listener in config.server.listen:
+        if listener.kind == "unix":
+            directory = os.path.dirname(listener.address.partition(":")[2])
+            wanted.setdefault(directory, f"the listener {listener.address}")
+    return [
+        f"{directory}: there is no such directory, for {what}; make it with '{_command(directory)}'"
+        for directory, what in wanted.items()
+        if not _is_there(directory)
+    ]
+
+
+def _is_there(directory: str) -> bool:
+    """Whether the directory is there, or may be: what we may not look at is not said to be missing."""
+    try:
+        os.stat(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return os.path.isdir(directory)
+
+
+def _command(directory: str) -> str:
+    try:
+        pwd.getpwnam("policyd")
+    except KeyError:
+        return f"mkdir -p {shlex.quote(directory)}"
+    # Within Postfix's queue directory its processes have to come by: contrib/postfix/README.md.
+    rights = "-g postfix -m 2750" if "/postfix/" in f"{directory}/" else "-g policyd -m 0750"
+    return f"install -d -o policyd {rights} {shlex.quote(directory)}"
