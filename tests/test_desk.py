@@ -128,6 +128,9 @@ class Sink:
     def reopen(self) -> None:
         pass
 
+    def look(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

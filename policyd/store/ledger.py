@@ -1,8 +1,10 @@
 """The ledger: one batch of operations read, decided and written, in one transaction.
 
-The order within :meth:`Ledger.run` is: begin; take in steering changes; read what the whole batch needs, with one
-statement each; decide one operation after the other in memory; write everything, with one statement each; commit.
-Statements that take a whole batch let go of the interpreter once instead of once a row, so the loop's thread goes on.
+As a rule the loop's thread decides with what is in memory (:meth:`Ledger.stage`), and the writer's thread reads what is
+missing (:meth:`Ledger.read`) and writes what was decided (:meth:`Ledger.write`): begin; see whether the admin has
+changed something; write everything, with one statement each; commit. :meth:`Ledger.run` is all of it in one
+transaction, for when that will not do. Statements that take a whole batch let go of the interpreter once instead of
+once a row, so the loop goes on.
 
 The counters in memory are a cache of the counter table. When a commit fails, the decisions of the batch stand (they
 are about to be answered) and go to the backlog: decisions and charges that are not on disk yet. The next transaction
@@ -15,7 +17,7 @@ import contextlib
 import logging
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -74,12 +76,19 @@ class Batch(NamedTuple):
     charges: list[Charge]
 
 
-class Staged(NamedTuple):
-    """A batch that is decided, and its rows, not yet written."""
+class Staged:
+    """What is decided and not yet written; grows until it is its turn."""
 
-    batch: Batch
-    rows: list[tuple[str | int | None, ...]]
-    counters: list[tuple[str, str, str, bytes, int]]
+    __slots__ = ("batch", "counters", "generation", "operations", "rows")
+
+    def __init__(self) -> None:
+        #: Of the steering data that it was decided with.
+        self.generation = 0
+        self.operations: list[Operation] = []
+        self.batch = Batch([], [])
+        self.rows: list[tuple[str | int | None, ...]] = []
+        #: The row of each counter that changed, by its key.
+        self.counters: dict[tuple[str, ...], tuple[Any, ...]] = {}
 
 
 @lru_cache(maxsize=4096)
@@ -144,7 +153,7 @@ class Ledger:
             max(self._ref_seq, row[0] if row else 0),
             max(self._last_id, row[1] if row else 0),
         )
-        self.partitions = self._before = known
+        self.partitions = known
 
     def reopened(self, connection: sqlite3.Connection) -> None:
         """Go on with another connection, perhaps to another file; what is in memory and unwritten stays."""
@@ -176,7 +185,8 @@ class Ledger:
             self.partitions = []
             raise
         self.backlog = Batch([], [])
-        self._clean()
+        self._dirty.clear()
+        self.trim()
 
     @property
     def steering(self) -> Steering:
@@ -186,86 +196,114 @@ class Ledger:
     # --- one batch ---------------------------------------------------------------------------------------------------
 
     def run(self, operations: Sequence[Operation]) -> Batch:
-        """Decide and commit.
+        """Read, decide and commit.
 
         :raises sqlite3.Error: nothing of it is on disk and nothing was decided.
         :raises NotWritten: it was decided, and is not on disk.
         """
         self.begin()
-        return self._run(operations)
-
-    def _run(self, operations: Sequence[Operation]) -> Batch:
         try:
             self._read(operations)
         except BaseException:
             self.rollback()
             raise
         batch = self.decide(operations)
-        self._commit(batch, *self._prepare(batch.decisions, self._dirty))
+        try:
+            with self._undone_if_it_fails(batch):
+                self._write(*self._prepare(batch.decisions, self._dirty))
+                self.connection.execute("COMMIT")
+        except NotWritten:
+            raise
+        except BaseException:
+            self.forget_decisions(batch)
+            raise
+        self._dirty.clear()
+        self.trim()
         return batch
 
-    def stage(self, operations: Sequence[Operation]) -> Staged | None:
-        """Decide with what is in memory; ``None``, and nothing has happened, when that is not enough.
+    def stage(self, operations: Sequence[Operation], staged: Staged) -> bool:
+        """Decide with what is in memory and add it to ``staged``; if that is not enough nothing has happened.
 
-        Touches no database. :meth:`commit` has to follow.
+        Touches no database.
         """
         keys, instances = self._unread(operations)
         if keys or instances:
-            return None
+            return False
+        if not staged.operations:
+            staged.generation = self.steering.generation
         self._staging = True
         batch = self.decide(operations)
         known, self._staging = self._staging, False
-        if not known:
-            self._forget_batch(batch)
-            return None
         try:
-            return Staged(batch, *self._prepare(batch.decisions, self._dirty))
+            if not known:
+                self._undo(batch)
+                return False
+            rows, counters = self._prepare(batch.decisions, self._dirty)
         except BaseException:
-            self._forget_batch(batch)
+            self._undo(batch)
             raise
+        finally:
+            self._dirty.clear()
+        staged.operations += operations
+        staged.batch.decisions.extend(batch.decisions)
+        staged.batch.charges.extend(batch.charges)
+        staged.rows += rows
+        for row in counters:
+            staged.counters[row[:3]] = row
+        self.instances.trim(self.clock.now(), len(staged.operations))
+        return True
 
-    def commit(self, operations: Sequence[Operation], staged: Staged) -> Batch:
-        """Write and commit what was staged; it is decided again if the admin has changed something since.
+    def read(self, operations: Sequence[Operation], staged: Staged) -> bool:
+        """Read what :meth:`stage` misses for these; whether there was anything to read.
 
-        :raises sqlite3.Error: nothing of it is on disk and nothing was decided.
-        :raises NotWritten: it was decided, and is not on disk.
+        :raises sqlite3.Error: nothing was learnt.
         """
-        generation = self.steering.generation
-        try:
-            self.begin()
-        except BaseException:
-            self._forget_batch(staged.batch)
-            raise
-        if self.steering.generation == generation:
-            self._commit(*staged)
-            return staged.batch
-        self._forget_batch(staged.batch)
-        return self._run(operations)
+        keys, instances = self._unread(operations)
+        self.trim(staged.counters)
+        self._read_these(keys, instances)
+        return bool(keys or instances)
 
-    def _commit(
-        self, batch: Batch, rows: Sequence[tuple[Any, ...]], counters: Sequence[tuple[Any, ...]]
-    ) -> None:
-        self._before = self.partitions
-        with self._undone_if_it_fails(batch):
-            self._write(rows, counters)
+    def write(self, staged: Staged) -> bool:
+        """Write and commit what was staged, unless the admin has changed something since.
+
+        Works on the connection alone, so that meanwhile more can be staged.
+
+        :raises NotWritten: it was decided, and is not on disk.
+        :raises sqlite3.Error: not even a transaction could be begun.
+        """
+        self.connection.execute("BEGIN IMMEDIATE")
+        with self._undone_if_it_fails(staged.batch):
+            if self.mirror.current_generation() != staged.generation:
+                self.rollback()
+                return False
+            self._write(staged.rows, list(staged.counters.values()))
             self.connection.execute("COMMIT")
-        self._clean()
+        return True
 
-    def _forget_batch(self, batch: Batch) -> None:
+    def undo(self, staged: Staged) -> None:
+        """Take back in memory what was staged, the newest first, as if it had never been decided."""
+        self._undo(staged.batch)
+
+    def _undo(self, batch: Batch) -> None:
         self.forget_decisions(batch)
-        self.forget_counters()
+        # Nobody has seen these numbers yet.
+        self._last_id -= sum(decision is not None for decision in batch.decisions)
+        for key, _, amount, at in reversed(batch.charges):
+            counter = self._counters.get(key)
+            if counter is not None:
+                counter.add(-amount, at)
 
     @contextlib.contextmanager
     def _undone_if_it_fails(self, batch: Batch) -> Iterator[None]:
-        """Trouble of the database's lets the decisions stand; anything else means that they are made again."""
+        """Trouble of the database's lets the decisions stand: :class:`NotWritten`."""
+        before = self.partitions
         try:
             yield
         except BaseException as error:
             self.rollback()
-            self.partitions = self._before
+            self.partitions = before
             if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.ProgrammingError):
                 raise NotWritten(batch) from error
-            self.forget_decisions(batch)
             raise
 
     def forget_decisions(self, batch: Batch) -> None:
@@ -341,7 +379,8 @@ class Ledger:
             self._counters, self.partitions = kept, before
             raise
         self.backlog = Batch([], [])
-        self._clean()
+        self._dirty.clear()
+        self.trim()
 
     def _replay(self, charges: Sequence[Charge]) -> None:
         self._read_counters({charge.key for charge in charges})
@@ -405,14 +444,17 @@ class Ledger:
                 self.instances.add(decision)
         return Batch(decisions, self._charges)
 
-    def _clean(self) -> None:
-        """After a commit: nothing is dirty, and the cache is within its bound."""
-        self._dirty.clear()
+    def trim(self, but: Container[tuple[str, ...]] = ()) -> None:
+        """Bring the caches within their bounds.
+
+        :param but: counters that the table does not know yet.
+        """
         self.instances.trim(self.clock.now(), len(self.backlog.decisions))
         excess = len(self._counters) - CACHED
         if excess > 0:
             for key in list(self._counters)[: excess + CACHED // 8]:
-                del self._counters[key]
+                if key not in but:
+                    del self._counters[key]
 
     # --- what settle asks (policyd.settle.State) ---------------------------------------------------------------------
 
@@ -423,7 +465,8 @@ class Ledger:
             if self._staging is not False:
                 # What counts nobody foresaw, and it has to be read: what is decided now will not stand.
                 self._staging = None
-            elif self._readable:
+                return Counter()
+            if self._readable:
                 self._read_counters((key,))
             counter = self._counters.setdefault(key, Counter())
         return counter
@@ -455,7 +498,9 @@ class Ledger:
             self._counters.pop(key, None)
 
     def _read(self, operations: Sequence[Operation]) -> None:
-        keys, instances = self._unread(operations)
+        self._read_these(*self._unread(operations))
+
+    def _read_these(self, keys: Iterable[CounterKey], instances: list[str]) -> None:
         if keys:
             self._read_counters(keys)
         if instances:

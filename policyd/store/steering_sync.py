@@ -30,7 +30,7 @@ class SteeringMirror:
         """
         fresh = Steering()
         # The generation first: a change that comes in between is applied once more, which does no harm.
-        fresh.generation = self._generation()
+        fresh.generation = self.current_generation()
         for table, row_class in ROWS.items():
             columns = ", ".join(row_class._fields)
             for row in self.connection.execute(f"SELECT {columns} FROM {table}").fetchall():
@@ -42,7 +42,7 @@ class SteeringMirror:
 
         :raises sqlite3.Error: what was loaded before stays.
         """
-        if self._generation() == self.steering.generation:
+        if self.current_generation() == self.steering.generation:
             return []
         try:
             return self._refresh()
@@ -84,7 +84,11 @@ class SteeringMirror:
         else:
             self.steering.put(table, row_class(*row))
 
-    def _generation(self) -> int:
+    def current_generation(self) -> int:
+        """The number of the newest change in the database.
+
+        :raises sqlite3.Error: it cannot be read.
+        """
         row = self.connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'change'").fetchone()
         return int(row[0]) if row else 0
 

@@ -36,6 +36,13 @@ LOOK = 1.0
 log = logging.getLogger("policyd.store")
 
 
+Handed = list[tuple[Operation, Decision | None]]
+
+
+class Changed(Exception):
+    """The admin has changed something since it was decided."""
+
+
 class SturdyLedger:
     """Decides every batch that it is given, on disk or in memory; never raises on trouble with the database."""
 
@@ -114,28 +121,43 @@ class SturdyLedger:
         """The steering data as of the last batch."""
         return self._ledger.steering
 
-    def stage(self, operations: Sequence[Operation]) -> Staged | None:
-        """Decide a batch, if for that nothing has to be read; else nothing has happened, and :meth:`run` does it."""
-        if self.sick:
-            return None
+    def stage(self, operations: Sequence[Operation], staged: Staged) -> bool:
+        """Decide with what is in memory and add it to ``staged``; if that is not enough nothing has happened."""
         try:
-            return self._ledger.stage(operations)
+            return self._ledger.stage(operations, staged)
         except Exception as error:  # noqa: BLE001, one operation's trouble: it is found when each is run alone
             log.debug("a batch could not be staged: %s", error)
-            return None
+            return False
 
-    def commit(self, operations: Sequence[Operation], staged: Staged) -> list[Decision | None]:
-        """Commit what was staged."""
+    def read(self, operations: Sequence[Operation], staged: Staged) -> bool:
+        """Read what :meth:`stage` misses for these; ``False``: nothing is missing, or it cannot be read."""
         try:
-            return self._ledger.commit(operations, staged).decisions
-        except NotWritten as failure:
-            return self._not_written(failure)
+            return self._ledger.read(operations, staged)
         except sqlite3.Error as error:
             self._fall_sick(error)
-        except Exception as error:  # noqa: BLE001, one operation's trouble: it is found when each is run alone
-            log.debug("a batch is run again: %s", error)
-            self._ledger.recover()
-        return self.run(operations)
+            return False
+
+    def write(self, staged: Staged) -> Exception | None:
+        """Write and commit what was staged; what hindered it goes to :meth:`run_again`."""
+        try:
+            return None if self._ledger.write(staged) else Changed()
+        except Exception as error:  # noqa: BLE001, the writer must not end, whatever one operation does
+            return error
+
+    def run_again(self, trouble: Exception, staged: Staged, later: Staged) -> Handed:
+        """Bring to an end what could not be written, and what was staged on top of it."""
+        self._ledger.undo(later)
+        if isinstance(trouble, NotWritten):
+            decisions = self._not_written(trouble)
+        else:
+            self._ledger.undo(staged)
+            if isinstance(trouble, sqlite3.Error):
+                self._fall_sick(trouble)
+            decisions = self.run(staged.operations)
+        handed = list(zip(staged.operations, decisions, strict=True))
+        if later.operations:
+            handed += zip(later.operations, self.run(later.operations), strict=True)
+        return handed
 
     def run(self, operations: Sequence[Operation]) -> list[Decision | None]:
         """Run a batch; if that fails for no reason of the database's, one operation at a time."""

@@ -1,11 +1,12 @@
-"""Group commit: who works on the ledger when, the loop or the writer's thread, one at a time.
+"""Group commit: the loop decides, the thread reads and writes.
 
-The loop decides a batch with what is in memory and hands it to the thread, which writes and commits it: the thread waits
-for the disk, and for other programs that write. Meanwhile the loop takes up new requests, and those are the next batch.
-A batch for which something has to be read first, and everything while the database is in trouble, the thread does alone.
-Two threads that run Python at the same time only hinder each other, so as much as can be is done where the requests are.
+The loop decides what waits with what is in memory, and puts it on the pile that the thread takes when the commit before
+is done. Two threads that run Python at the same time hinder each other, so as much as can be is done where the requests
+are, and the thread does what waits for something else: the disk, and other programs that write. If something has to be
+read first, it reads it, and the loop decides then. In trouble, and when the admin has changed something just now, the
+thread does it all.
 
-A lock says whose turn it is. The loop never waits for it. When it stages a batch it hands the lock over with it.
+A lock guards what both know in memory. The loop never waits for it: who has it looks, when done, whether the loop wanted it.
 """
 
 from __future__ import annotations
@@ -14,20 +15,19 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from policyd.decision import Decision, Operation
 from policyd.steering import Steering
 from policyd.store.clock import LedgerClock
 from policyd.store.ledger import Settle, Staged
-from policyd.store.sturdy import UPKEEP, SturdyLedger
+from policyd.store.sturdy import UPKEEP, Handed, SturdyLedger
 from policyd.store.upkeep import Keep
 
 #: Operations in one transaction at the most.
 BATCH = 256
 
 log = logging.getLogger("policyd.store")
-Handed = list[tuple[Operation, Decision | None]]
 
 
 class Writer:
@@ -60,11 +60,14 @@ class Writer:
         self.soon: Callable[[Callable[[], None]], object] = lambda call: call()
         self._queue: deque[Operation] = deque()
         self._wake = threading.Event()
-        #: Held by who works on the ledger.
-        self._turn = threading.Lock()
-        #: What the loop handed over, with the lock: a batch, and what was decided if it could be staged.
-        self._handed_over: tuple[list[Operation], Staged | None] | None = None
+        #: Held by who reads or changes what the ledger has in memory, and what stands below.
+        self._memory = threading.Lock()
+        #: The pile: decided, not yet taken to be written.
+        self._staged = Staged()
+        #: For these something has to be read first.
+        self._cold: list[Operation] = []
         self._stage_soon = False
+        self._working = False
         self._stopping = False
         self._thread = threading.Thread(target=self._main, name="policyd-writer", daemon=True)
 
@@ -105,7 +108,7 @@ class Writer:
 
     def idle(self) -> bool:
         """Whether nothing waits and nothing is being decided."""
-        return not self._queue and not self._turn.locked()
+        return not (self._queue or self._cold or self._staged.operations or self._working)
 
     def alive(self) -> bool:
         """Whether the thread runs, as it should from :meth:`start` to :meth:`stop`."""
@@ -129,22 +132,18 @@ class Writer:
         self.ledger.keep, self.ledger.most_in_memory = keep, backlog
 
     def _stage(self) -> None:
-        """Take what waits, if it is the loop's turn, and hand it over to be committed."""
+        """Decide what waits."""
         self._stage_soon = False
-        if not self._queue:
+        if not self._memory.acquire(blocking=False):
             return
-        if self._stopping or self.ledger.sick:
-            # At the end, and in trouble, everything is the thread's.
-            self._wake.set()
-            return
-        if not self._turn.acquire(blocking=False):
-            # Who has the turn looks at the queue when it ends.
-            return
-        operations = self._take()
-        if not operations:
-            self._turn.release()
-            return
-        self._handed_over = operations, self.ledger.stage(operations)
+        try:
+            # In trouble, and at the end, the thread takes it from the queue.
+            if not self.ledger.sick and not self._stopping:
+                operations = self._take()
+                if operations and not self.ledger.stage(operations, self._staged):
+                    self._cold += operations
+        finally:
+            self._memory.release()
         self._wake.set()
 
     def _take(self) -> list[Operation]:
@@ -154,60 +153,97 @@ class Writer:
             operations.append(queue.popleft())
         return operations
 
-    def _deliver_and_stage(self, handed: Handed) -> None:
-        try:
-            self.deliver(handed)
-        finally:
-            self._stage()
-
     # --- on the writer's thread --------------------------------------------------------------------------------------
 
     def _main(self) -> None:
         pause = UPKEEP
-        while not self._stopping or self._queue or self._turn.locked():
+        while not self._done():
             self._wake.wait(pause)
             self._wake.clear()
-            handed_over, self._handed_over = self._handed_over, None
-            if handed_over is None and not self._turn.acquire(blocking=False):
-                # The loop is staging a batch, and will hand it over.
-                continue
-            more, handed = False, None
+            more = False
             try:
-                if handed_over is not None:
-                    handed = self._finish(*handed_over)
-                    if self.ledger.needs_attention():
-                        # Answers first: what comes now may take its time.
-                        self.on_loop(self.deliver, handed)
-                        handed = None
-                more = self._attend() if handed is None else True
-            except Exception:  # the thread is the only one that commits: it must not end
+                self._write()
+                more = self._attend()
+            except Exception:  # the thread is the only one that writes: it must not end
                 log.exception("the writer failed; it goes on")
-                self.ledger.recover()
-            finally:
-                self._turn.release()
-            # Only now that the turn has ended: what came in since the last look would wait for ever.
-            if handed is not None:
-                self.on_loop(self._deliver_and_stage, handed)
-            elif self._queue:
-                self.on_loop(self._stage)
+                with self._memory:
+                    self.ledger.recover()
+            self._working = False
             pause = self.ledger.pause(more)
         self.ledger.close()
 
-    def _finish(self, operations: list[Operation], staged: Staged | None) -> Handed:
-        """Commit what was staged; what could not be is decided here."""
-        ledger = self.ledger
-        decisions = ledger.run(operations) if staged is None else ledger.commit(operations, staged)
-        return list(zip(operations, decisions, strict=True))
+    def _done(self) -> bool:
+        if not self._stopping:
+            return False
+        with self._memory:
+            return not (self._queue or self._cold or self._staged.operations)
+
+    def _write(self) -> None:
+        """Write the pile."""
+        with self._memory:
+            staged = self._pile()
+        self._nudge()
+        if staged.operations:
+            trouble = self.ledger.write(staged)
+            if trouble is None:
+                self._hand_back(zip(staged.operations, staged.batch.decisions, strict=True))
+                return
+            with self._memory:
+                handed = self.ledger.run_again(trouble, staged, self._pile())
+            self._hand_back(handed)
+            self._nudge()
+
+    def _attend(self) -> bool:
+        """What cannot be done beside the loop: reading, trouble, the end, upkeep. Whether there is more upkeep to do."""
+        if self._cold and not self.ledger.sick:
+            with self._memory:
+                cold, self._cold = self._cold, []
+                if self.ledger.read(cold, self._staged):
+                    self._queue.extendleft(reversed(cold))
+                else:
+                    # Nothing is missing that could be read: it is decided here.
+                    self._cold = cold
+            self._nudge()
+        if not (self._cold or self._stopping or self.ledger.needs_attention()):
+            return True
+        with self._memory:
+            # What is done now must find nothing half done.
+            staged = self._pile()
+            trouble = self.ledger.write(staged) if staged.operations else None
+            if trouble is None:
+                self._hand_back(zip(staged.operations, staged.batch.decisions, strict=True))
+            else:
+                self._hand_back(self.ledger.run_again(trouble, staged, Staged()))
+            cold, self._cold = self._cold, []
+            self._run(cold)
+            while self._queue and (self.ledger.sick or self._stopping):
+                self._run(self._take())
+                self.ledger.upkeep(idle=False)
+            if self.ledger.sick:
+                self.ledger.try_to_heal()
+            more = self.ledger.upkeep(idle=not self._queue)
+        self._nudge()
+        return more
+
+    def _run(self, operations: list[Operation]) -> None:
+        if operations:
+            self._hand_back(zip(operations, self.ledger.run(operations), strict=True))
+
+    def _pile(self) -> Staged:
+        """Take the pile; another is begun."""
+        staged, self._staged = self._staged, Staged()
+        self._working = bool(staged.operations)
+        return staged
+
+    def _hand_back(self, handed: Iterable[tuple[Operation, Decision | None]]) -> None:
+        decided = list(handed)
+        if decided:
+            self.on_loop(self.deliver, decided)
+
+    def _nudge(self) -> None:
+        """The lock is free again: what the loop wanted to decide meanwhile would wait for ever."""
+        if self._queue:
+            self.on_loop(self._stage)
 
     def _tell_replaced(self) -> None:
         self.on_loop(self.replaced)
-
-    def _attend(self) -> bool:
-        """What waits, in trouble and at the end; then a step of upkeep. Whether there is more of that to do at once."""
-        while self._queue and (self.ledger.sick or self._stopping):
-            operations = self._take()
-            self.on_loop(self.deliver, self._finish(operations, None))
-            self.ledger.upkeep(idle=False)
-        if self.ledger.sick:
-            self.ledger.try_to_heal()
-        return self.ledger.upkeep(idle=not self._queue)

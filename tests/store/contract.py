@@ -193,7 +193,8 @@ class BackendContract:
                     break
         store.stop()
         assert self.reads(place).all_used() == charged(rows)
-        assert self.reads(place).verdicts() == [settled.verdict for _, settled in rows]
+        # What is asked at the same time may be written in another order: some of it has to be read for first.
+        assert sorted(self.reads(place).verdicts()) == sorted(settled.verdict for _, settled in rows)
 
     # --- once per request ---
 
