@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import spf
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -591,6 +592,77 @@ async def test_closing_leaves_nobody_waiting() -> None:
     await until(lambda: bool(evaluator._running))
     evaluator.close()
     assert (await asked).result == "temperror"
+
+
+@on_loop
+async def test_closing_ends_those_who_wait_for_their_turn_too() -> None:
+    """Nothing is left that would go on afterwards."""
+    never = asyncio.get_running_loop().create_future()
+    heart = Heart(
+        records(("example.org", "TXT", b"v=spf1 exists:%{l}.x.example -all")), holds=lambda *_: never
+    )
+    evaluator = Evaluator(heart)
+    asked = [asyncio.ensure_future(judge(evaluator, f"a{i}@example.org")) for i in range(6)]
+    await until(lambda: heart._under_way == AT_ONCE)
+    evaluator.close()
+    assert {(await each).result for each in asked} == {"temperror"}
+    assert (heart._under_way, evaluator._slots) == (0, {})
+
+
+@on_loop
+async def test_an_explanation_is_not_worth_a_question_too_many() -> None:
+    """The verdict took all thirty: it stands, without the text."""
+    zone = records(
+        (
+            "example.org",
+            "TXT",
+            b"v=spf1 mx:a.example mx:b.example a a:c.example a:d.example a:e.example a:f.example a:g.example"
+            + b" -all exp=why.example",
+        )
+    )
+    for name in ("a.example", "b.example"):
+        zone[name, "MX"] = [(j, f"h{j}.{name}") for j in range(10)]
+        zone |= {(f"h{j}.{name}", "A"): ["10.0.0.1"] for j in range(10)}
+    zone |= {
+        (f"{name}", "A"): ["10.0.0.1"]
+        for name in ("example.org", "c.example", "d.example", "e.example", "f.example", "g.example")
+    }
+    zone["why.example", "TXT"] = [b"because"]
+    heart = Heart(zone)
+    result = await judge(Evaluator(heart))
+    assert (result.result, heart.questions, result.explanation) == ("fail", 30, "because")
+    zone["example.org", "TXT"] = [zone["example.org", "TXT"][0].replace(b" -all", b" a:h.example -all")]
+    zone["h.example", "A"] = ["10.0.0.1"]
+    heart = Heart(zone)
+    result = await judge(Evaluator(heart))
+    assert (result.result, heart.questions, result.explanation) == ("fail", 30, "")
+
+
+def test_a_defect_of_pyspf_is_permerror(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it stumbles over: the record is at fault, the mail goes on, and no traceback is seen."""
+
+    def stumble(*_: object) -> None:
+        raise RuntimeError("stumbled")
+
+    known = {("example.org", "TXT"): Found(FOUND, (b"v=spf1 a -all",), 60)}
+    claim = mail_from_claim(IP, "a@example.org", "")
+    monkeypatch.setattr(spf, "parse_mechanism", stumble)
+    outcome = run(claim, "here", known, Memo())
+    assert (outcome.result, outcome.problem) == ("permerror", "the record cannot be evaluated: RuntimeError")
+    assert run(claim, "here", {}, Memo()).open == (("example.org", "TXT"),)
+
+
+def test_this_host_has_a_name_for_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the system says, unless it could break a header."""
+    for name, told in (
+        ("mx1", "mx1"),
+        ("mx.example.org", "mx.example.org"),
+        ("a b", "localhost"),
+        ("", "localhost"),
+    ):
+        monkeypatch.setattr("socket.gethostname", lambda name=name: name)
+        assert Evaluator(Heart({})).receiver == told
+    assert Evaluator(Heart({}), "mail.example.org").receiver == "mail.example.org"
 
 
 # --- one run -------------------------------------------------------------------------------------------------------------
