@@ -236,6 +236,4 @@ def _value(rdata: Any) -> Any:
         return b"".join(rdata.strings)
     if kind == dns.rdatatype.MX:
         return rdata.preference, _name(rdata.exchange)
-    if kind in (dns.rdatatype.PTR, dns.rdatatype.NS, dns.rdatatype.CNAME):
-        return _name(rdata.target)
-    return rdata.to_text()
+    return _name(rdata.target)  # CNAME, NS, PTR: there are no others in _TYPES

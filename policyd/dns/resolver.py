@@ -219,7 +219,10 @@ class Resolver:
                     return NO_NAMESERVER if reply is _DOWN else Found(UNKNOWN, why=reply.why)
                 known = reply.ttl is not None or reply.status == FOUND
                 return Found(reply.status, reply.records, clamp(min(ttls) if known else None))
-            question = make_question(reply.alias, question.rdtype)
+            try:
+                question = make_question(reply.alias, question.rdtype)
+            except ValueError as error:
+                return Found(UNKNOWN, why=str(error))
         return Found(UNKNOWN, why="too many CNAMEs")
 
     async def _put(self, question: Question, until: float) -> Reply:

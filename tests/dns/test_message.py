@@ -85,6 +85,11 @@ def test_only_what_answers_the_question_is_an_answer(data: bytes, is_one: bool) 
         (response("a.example. 60 TXT x", SOA), Reply(NODATA, ttl=300)),
         (response(SOA, rcode="NXDOMAIN"), Reply(NXDOMAIN, ttl=300)),
         (response("!example. 100 SOA ns. root. 1 2 3 4 300", rcode="NXDOMAIN"), Reply(NXDOMAIN, ttl=100)),
+        (
+            response("!elsewhere.test. 90 SOA ns. root. 1 2 3 4 300", rcode="NXDOMAIN"),
+            Reply(NXDOMAIN, ttl=90),
+        ),
+        (response(SOA, "!example. 60 NS ns.example.", rcode="NOERROR"), Reply(NODATA, ttl=300)),
         # An error beside records: nothing of them is believed.
         (response("a.example. 60 A 127.0.0.2", rcode="NXDOMAIN"), Reply(NXDOMAIN)),
         (response("a.example. 60 A 127.0.0.2", rcode="SERVFAIL"), Reply(UNKNOWN, why="servfail")),
@@ -118,6 +123,27 @@ def test_too_many_records_are_not_read() -> None:
     assert read_reply(QUESTION, response(*records[:-1])).status == FOUND
     assert read_reply(QUESTION, response(*records)).status == FOUND
     assert read_reply(QUESTION, response(*records, SOA)).why == "answer too large"
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"\x80" + bytes(10),
+        b"\x01",
+        b"\x00\x00\x06\x00\x01",
+        b"\x00\x00\x06\x00\x01" + bytes(4) + b"\xff\xff",
+        b"\xc0",
+    ],
+)
+def test_an_authority_that_is_cut_off_is_malformed(tail: bytes) -> None:
+    """It says neither that there is nothing, nor for how long."""
+    wire = bytearray(response(rcode="NXDOMAIN"))
+    wire[8:12] = b"\x00\x01\x00\x00"
+    with pytest.raises(ValueError, match="malformed"):
+        read_reply(QUESTION, bytes(wire) + tail)
+    wire[8:10] = b"\x00\x00"
+    with pytest.raises(ValueError, match="malformed"):
+        read_reply(QUESTION, bytes(wire) + tail)
 
 
 REAL = [

@@ -434,6 +434,17 @@ def test_cnames_are_followed(server: DnsServer, go: Any) -> None:
         go(test, server.nameserver)
 
 
+def test_a_cname_to_what_is_no_name_is_unknown(server: DnsServer, go: Any) -> None:
+    """A label of odd octets is longer in text than a label may be."""
+    server.add("a.example", "CNAME", r"\255" * 40 + ".example")
+    server.behave(chase=False)
+
+    async def test(resolver: Resolver) -> None:
+        assert await resolver.ask("a.example", "A", soon()) == Found(UNKNOWN, why="bad name")
+
+    go(test, server.nameserver)
+
+
 def test_cnames_without_end_are_unknown(server: DnsServer, go: Any) -> None:
     """A loop costs a bounded number of questions and says nothing."""
     server.add("a.example", "CNAME", "b.example")
@@ -530,6 +541,24 @@ def test_who_waits_when_the_last_nameserver_goes_down_is_told(server: DnsServer,
     go(test, server.nameserver, timeout=0.8)
 
 
+def test_who_has_not_had_a_turn_when_the_last_nameserver_goes_down_is_told(
+    server: DnsServer, go: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Questions that wait for others to end are not put to a nameserver that is known not to answer."""
+    monkeypatch.setattr(resolver_module, "MOST_UNDER_WAY", 10)
+    server.behave(silent=True)
+
+    async def test(resolver: Resolver) -> None:
+        found = await asyncio.gather(*(resolver.ask(f"{n}.a.example", "A", soon()) for n in range(40)))
+        assert [each.why for each in found].count("no nameserver answers") >= 20
+        server.behave()
+        await until(lambda: resolver.health()[0].state == "up")
+        assert (await resolver.ask("b.example", "A", soon())).status == NXDOMAIN
+        assert server.count("39.a.example") == 0
+
+    go(test, server.nameserver, timeout=SHORT)
+
+
 def test_a_nameserver_that_is_not_there(server: DnsServer, go: Any) -> None:
     """The system says so at once: "unknown" without waiting for the timeout, and found again when it listens."""
     server.stop()
@@ -595,6 +624,40 @@ def test_nameservers_are_reached_over_ipv6(go: Any) -> None:
         server.add("a.example", "A", "127.0.0.2")
         assert server.nameserver.startswith("[::1]:")
         go(test, server.nameserver)
+
+
+def test_a_network_that_is_not_there_is_noticed(server: DnsServer, go: Any) -> None:
+    """Nothing can be sent: "unknown" at once, alarmed, and found again."""
+
+    async def test(resolver: Resolver) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(socket.socket, "connect", no_route)
+            assert await resolver.ask("a.example", "A", soon()) == Found(UNKNOWN, why="unreachable")
+            await until(lambda: resolver.health()[0].state == "down")
+        await until(lambda: resolver.health()[0].state == "up")
+        assert (await resolver.ask("b.example", "A", soon())).status == NXDOMAIN
+
+    def no_route(*arguments: Any) -> None:
+        raise OSError(101, "Network is unreachable")
+
+    go(test, server.nameserver, timeout=SHORT)
+
+
+def test_a_defect_of_ours_is_unknown(
+    server: DnsServer, go: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, and whoever waits gets an answer."""
+
+    def fail(ttl: int | None) -> int:
+        raise RuntimeError("defect")
+
+    monkeypatch.setattr(resolver_module, "clamp", fail)
+
+    async def test(resolver: Resolver) -> None:
+        assert await resolver.ask("a.example", "A", soon()) == Found(UNKNOWN, why="defect")
+        assert "look-up of 'a.example' A failed" in caplog.text
+
+    go(test, server.nameserver)
 
 
 # --- bounds --------------------------------------------------------------------------------------------------------------
@@ -717,6 +780,9 @@ def test_a_reload_keeps_what_is_known_while_the_same_are_asked(server: DnsServer
 
     async def test(resolver: Resolver) -> None:
         await resolver.ask("a.example", "A", soon())
+        before = resolver.health()[1].figures
+        resolver.configure([server.nameserver], PATIENCE, 1_000_000)
+        assert resolver.health()[1].figures == before
         resolver.configure([server.nameserver], 5.0, 1_000_000)
         assert at_once(resolver.ask("a.example", "A", 0.0)).status == FOUND
         with pytest.raises(ValueError, match=r"'ns\.example' is no nameserver"):
