@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from policyd.answer import DUNNO, MAX_TEXT_BYTES, Answer, clip, escape, make_answer
@@ -131,6 +132,8 @@ class Check:
     def __init__(self, options: Options, context: Context) -> None:
         self._options = options
         self._spf = context.spf
+        #: The same verdict on the same sender is put into the same words.
+        self._opinion = lru_cache(maxsize=1024)(self._judge)
         self._receiver = options.receiver or context.spf.receiver
         self._actions = {result: str(getattr(options, f"on_{result}")) for result in RESULTS}
         self._excepted = NetworkSet(options.except_networks)
@@ -144,17 +147,15 @@ class Check:
 
     async def check(self, request: Request, now: int, steering: Steering, inquiry: Inquiry) -> Opinion | None:
         """The refusal or the header that the result calls for; ``None`` for what is not checked."""
-        address = parse_address(request.client_address)
-        if address is None or not self._is_for(request):
+        if not self._is_for(request):
             return None
-        claim = mail_from_claim(str(address), _sender(request), request.helo_name)
-        helo: Claim | None = None
-        if self._options.helo:
-            helo = helo_claim(claim.ip, request.helo_name)
-            # One name in both says nothing more when it is asked twice.
-            if helo.domain in ("", claim.domain):
-                helo = None
-        verdicts = await self._spf.evaluate(claim, helo, inquiry.due)
+        claim, helo = claims(request.client_address, request.sender, request.sender_domain, request.helo_name)
+        if claim is None:
+            return None
+        verdicts = await self._spf.evaluate(claim, helo if self._options.helo else None, inquiry.due)
+        return self._opinion(verdicts, claim, request.sender)
+
+    def _judge(self, verdicts: Verdicts, claim: Claim, sender: str) -> Opinion:
         if verdicts.helo is not None and verdicts.helo.result == FAIL:
             if self._options.on_helo_fail != PASS_ON:
                 return self._refusal(verdicts.helo, claim, self._options.on_helo_fail)
@@ -162,7 +163,7 @@ class Check:
         action = self._actions[result.result]
         if action != PASS_ON:
             return self._refusal(result, claim, action)
-        return Opinion(self._header(verdicts, request, claim), _reason(result), finding=result.result)
+        return Opinion(self._header(verdicts, claim, sender), _reason(result), finding=result.result)
 
     def _is_for(self, request: Request) -> bool:
         options = self._options
@@ -198,24 +199,24 @@ class Check:
         answer = make_answer("550" if action == REJECT else "451", clip(f"{status} {text}"))
         return Opinion(answer, _reason(result), finding=result.result)
 
-    def _header(self, verdicts: Verdicts, request: Request, claim: Claim) -> Answer:
+    def _header(self, verdicts: Verdicts, claim: Claim, sender: str) -> Answer:
         if not self._options.header:
             return DUNNO
         if self._options.header == RECEIVED_SPF:
-            text = received_spf(verdicts.mail_from, request, claim, self._receiver)
+            text = received_spf(verdicts.mail_from, claim, sender, self._receiver)
         else:
             text = authentication_results(verdicts, self._receiver)
         return make_answer("PREPEND", text)
 
 
-def received_spf(result: SpfResult, request: Request, claim: Claim, receiver: str) -> str:
+def received_spf(result: SpfResult, claim: Claim, sender: str, receiver: str) -> str:
     """The header of RFC 7208 9.1; what does not fit into an answer any more is left out, the longest texts last."""
     pairs = [
         ("receiver", receiver),
         ("client-ip", claim.ip),
         ("identity", result.identity),
-        ("envelope-from", escape(request.sender)),
-        ("helo", escape(request.helo_name)),
+        ("envelope-from", escape(sender)),
+        ("helo", escape(claim.helo)),
         ("mechanism", escape(result.mechanism, 60)),
         ("problem", escape(result.problem, 100)),
     ]
@@ -242,12 +243,20 @@ def authentication_results(verdicts: Verdicts, receiver: str) -> str:
     return header
 
 
-def _sender(request: Request) -> str:
-    """The sender with the domain that the other checks see: a local part that is far too long does not hide it."""
-    if not request.sender_key:
-        return ""
-    local, at, _ = request.sender.rpartition("@")
-    return f"{local if at else request.sender}@{policy_domain(request.sender_domain)}"
+@lru_cache(maxsize=1024)
+def claims(address: str, sender: str, sender_domain: str, helo: str) -> tuple[Claim | None, Claim | None]:
+    """What is judged: MAIL FROM, and the HELO name where it says more; nothing when there is no client's address."""
+    client = parse_address(address)
+    if client is None:
+        return None, None
+    if sender not in ("", "<>"):
+        # With the domain that the other checks see: a local part that is far too long does not hide it.
+        local, at, _ = sender.rpartition("@")
+        sender = f"{local if at else sender}@{policy_domain(sender_domain)}"
+    claim = mail_from_claim(str(client), sender, helo)
+    greeting = helo_claim(claim.ip, helo)
+    # One name in both says nothing more when it is asked twice.
+    return claim, None if greeting.domain in ("", claim.domain) else greeting
 
 
 def _reason(result: SpfResult) -> str:

@@ -616,8 +616,10 @@ async def test_an_explanation_is_not_worth_a_question_too_many() -> None:
         (
             "example.org",
             "TXT",
-            b"v=spf1 mx:a.example mx:b.example a a:c.example a:d.example a:e.example a:f.example a:g.example"
-            + b" -all exp=why.example",
+            (
+                b"v=spf1 mx:a.example mx:b.example a a:c.example a:d.example a:e.example a:f.example"
+                b" a:g.example -all exp=why.example"
+            ),
         )
     )
     for name in ("a.example", "b.example"):
