@@ -28,6 +28,8 @@ from policyd.senderpolicy import (
     helo_claim,
     mail_from_claim,
 )
+from tests.dns.loops import LOOPS
+from tests.dns.loops import run as run_on
 from tests.dns.zones import Heart
 from tests.fakes import on_loop
 
@@ -495,6 +497,25 @@ async def test_other_txt_records_are_no_matter() -> None:
     """A domain has verification tokens and keys, some of them long or no text at all."""
     texts = [b"\xff\xfe", b"x" * 5000, b"google-site-verification=x", b"v=spf10 -all", b"v=spf1 -all"]
     assert (await judge(Evaluator(Heart({("example.org", "TXT"): texts})))).result == "fail"
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_both_loops_will_do(loop: str) -> None:
+    """uvloop where there is one, Python's own elsewhere: waiting, giving up and closing are the same."""
+
+    async def main() -> tuple[str, str]:
+        never = asyncio.get_running_loop().create_future()
+        zone = records(
+            ("example.org", "TXT", b"v=spf1 include:a.example -all"), ("a.example", "TXT", b"v=spf1 a -all")
+        )
+        heart = Heart(zone, holds=lambda name, rdtype: never if name == "slow.example" else None)
+        evaluator = Evaluator(heart)
+        good = await judge(evaluator)
+        late = await judge(evaluator, "a@slow.example", due=time.monotonic() + 0.01)
+        evaluator.close()
+        return good.result, late.result
+
+    assert run_on(loop, main) == ("fail", "temperror")
 
 
 # --- memory --------------------------------------------------------------------------------------------------------------
