@@ -207,17 +207,22 @@ class Times(NamedTuple):
         return cls(now, wall() - now)
 
     def text(self, ledger: int) -> str:
-        """``2026-12-01 18:30 +0100``; empty for 0."""
-        if not ledger:
-            return ""
-        return f"{datetime.fromtimestamp((ledger + self.ahead) / 1000).astimezone():%Y-%m-%d %H:%M %z}"
+        """When something happened, for people; empty for 0."""
+        from policyd.cli.when import stamp
+
+        return stamp(ledger + self.ahead) if ledger else ""
 
     def until(self, expires_at: int) -> str:
-        """When something ends, for people: rounded up to the minute, so that it is never too early."""
-        if not expires_at:
-            return "taken back"
-        # Reading two clocks takes a moment: 08:00 and a few ms is meant as 08:00.
-        return self.text(-(-(expires_at + self.ahead - 1_000) // 60_000) * 60_000 - self.ahead)
+        """When something ends, for people: never too early."""
+        from policyd.cli.when import ending
+
+        return ending(expires_at + self.ahead) if expires_at else "taken back"
+
+    def iso(self, ledger: int) -> str | None:
+        """A moment for programs; ``None`` for 0."""
+        from policyd.cli.when import iso
+
+        return iso(ledger + self.ahead) if ledger else None
 
 
 # --- input -----------------------------------------------------------------------------------------------------------
@@ -400,3 +405,10 @@ def canonical_user(session: Session, user: str) -> str:
     """:func:`login`, where a wrong name is a usage error."""
     with usage_errors():
         return login(session, user)
+
+
+def account_of(session: Session, user: str) -> str:
+    """The account that ``user`` means; accounts that are no logins (``cert:``, ``client:``) stand as they are."""
+    if user.startswith(("cert:", "client:")):
+        return fold(user.strip())
+    return canonical_user(session, user)

@@ -9,7 +9,7 @@ import click
 
 from policyd.answer import escape
 from policyd.cli.common import Session, json_option, pass_session, table
-from policyd.cli.log import iso, stamp
+from policyd.cli.when import iso, stamp
 from policyd.units import format_duration, format_size
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import click
 
 from policyd.answer import escape
 from policyd.cli.common import Session, json_option, pass_session, table
-from policyd.cli.log import behind, decision_table, record, reference_of, stamp
+from policyd.cli.decisions import behind, decision_table, record, reference_of
+from policyd.cli.when import stamp
 from policyd.errors import NotFound
 from policyd.units import format_duration, format_size
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import click
 
 from policyd.cli.common import Session, json_option, pass_session
+from policyd.cli.when import iso, stamp
 
 
 @click.command()
@@ -29,7 +28,7 @@ def history(session: Session, subject: str | None, limit: int) -> None:
     session.show(
         [
             {
-                "time": datetime.fromtimestamp(wall_at / 1000, UTC).isoformat(timespec="milliseconds"),
+                "time": iso(wall_at),
                 "author": author,
                 "action": action,
                 "subject": about,
@@ -39,9 +38,6 @@ def history(session: Session, subject: str | None, limit: int) -> None:
             for wall_at, author, action, about, detail, reason in rows
         ],
         ("time", "author", "action", "subject", "detail", "reason"),
-        [
-            (f"{datetime.fromtimestamp(wall_at / 1000).astimezone():%Y-%m-%d %H:%M:%S %z}", *rest)
-            for wall_at, *rest in rows
-        ],
+        [(stamp(wall_at), *rest) for wall_at, *rest in rows],
         "nothing was changed by hand",
     )

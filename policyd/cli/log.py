@@ -1,4 +1,4 @@
-"""``policyctl log``: search the decisions, group them, follow them; and how a decision is shown."""
+"""``policyctl log``: search the decisions, group them, follow them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,26 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from policyd.answer import escape
-from policyd.cli.common import Session, Times, json_option, pass_session, table, usage_errors
-from policyd.errors import StoreDamaged
+from policyd.cli.common import (
+    Session,
+    Times,
+    account_of,
+    did_you_mean,
+    json_option,
+    known_user,
+    pass_session,
+    usage_errors,
+)
+from policyd.cli.decisions import line, record, reference_of
+from policyd.cli.when import iso, parse_past, stamp
+from policyd.errors import NotFound
+from policyd.request import STAGES
 
 if TYPE_CHECKING:
     import sqlite3
@@ -38,10 +50,16 @@ GROUPS = (
     "policy",
     "listener",
 )
-_ALL = 2**62
-_DAYTIME = re.compile(
-    r"(?:(today|yesterday)|(\d{4}-\d{2}-\d{2}))?(?:[t ]?(\d{1,2}:\d{2}(?::\d{2})?))?", re.ASCII
+#: First words of answers, besides numbers: access(5) and the verdicts.
+ACTIONS = (
+    *("pass", "hold", "refuse"),
+    *("DUNNO", "PREPEND", "DEFER", "DEFER_IF_PERMIT", "DEFER_IF_REJECT", "REJECT", "DISCARD", "WARN", "INFO"),
+    *("FILTER", "REDIRECT", "BCC", "OK"),
 )
+_NUMBER = re.compile(r"[245][0-9][0-9]")
+#: What decides beside the checks.
+_NO_CHECKS = ("deadline",)
+_ALL = 2**62
 
 
 def filters(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,181 +93,24 @@ def wanted_of(session: Session, times: Times, options: Mapping[str, str]) -> Wan
         if options[name]:
             with usage_errors(f"--{name}"):
                 bounds[name] = int(parse_past(options[name], now).timestamp() * 1000) - times.ahead
+    action = options["action"].strip()
+    word = action.partition(" ")[0]
+    if action and not _NUMBER.fullmatch(word) and word.lower() not in map(str.lower, ACTIONS):
+        near = did_you_mean(word, ACTIONS)
+        near = near or "; write pass, hold, refuse, or an answer's first word, as DUNNO or 450"
+        raise click.UsageError(f"--action: {word!r} is no answer{near}", click.get_current_context())
     return Wanted(
         user=account_of(session, options["user"]) if options["user"] else "",
         client=options["client"].strip().strip("[]"),
         sender=options["sender"].strip(),
         recipient=options["recipient"].strip(),
-        action=options["action"].strip(),
+        action=action,
         check=options["check"].strip(),
         stage=options["stage"].strip().upper(),
         ref=reference_of(options["ref"]),
         queue_id=options["queue_id"].strip(),
         since=bounds["since"],
         until=bounds["until"],
-    )
-
-
-def account_of(session: Session, user: str) -> str:
-    """The account that ``user`` means; accounts that are no logins (``cert:``, ``client:``) stand as they are."""
-    from policyd.cli.common import canonical_user
-    from policyd.match import fold
-
-    if user.startswith(("cert:", "client:")):
-        return fold(user.strip())
-    return canonical_user(session, user)
-
-
-def reference_of(text: str) -> str:
-    """A reference as it was given out, from how somebody typed it: Crockford's base 32 has no I, L, O."""
-    text = text.strip().upper().removeprefix("REF").strip(" =:.,;")
-    return text.replace("O", "0").replace("I", "1").replace("L", "1")
-
-
-def parse_past(text: str, now: datetime) -> datetime:
-    """The moment meant by ``2h`` (ago), ``14:30``, ``yesterday``, ``2026-12-01 08:00``; :class:`ValueError` otherwise."""
-    from policyd.units import parse_duration
-
-    words = " ".join(text.lower().split())
-    wrong = ValueError(
-        f"{text!r} is no time; write 2h (ago), 14:30, yesterday, 'yesterday 8:00' or '2026-12-01 08:00'"
-    )
-    if words in ("", "now"):
-        return now
-    match = _DAYTIME.fullmatch(words)
-    if match is None:
-        try:
-            return now - timedelta(milliseconds=parse_duration(words.removesuffix(" ago")))
-        except (ValueError, OverflowError):
-            raise wrong from None
-    day, date, clock = match.groups()
-    try:
-        moment = (
-            datetime.fromisoformat(date)
-            if date
-            else now.replace(tzinfo=None, hour=0, minute=0, second=0, microsecond=0)
-        )
-        if clock:
-            parts = [int(part) for part in clock.split(":")]
-            moment = moment.replace(hour=parts[0], minute=parts[1], second=parts[2] if len(parts) == 3 else 0)
-        if day == "yesterday":
-            moment -= timedelta(days=1)
-        here = moment.astimezone()
-        if not day and not date and here > now:
-            here = (moment - timedelta(days=1)).astimezone()
-    except (ValueError, OverflowError):
-        raise wrong from None
-    return here
-
-
-# --- one decision -----------------------------------------------------------------------------------------------------
-
-
-def stamp(wall_ms: int) -> str:
-    """A wall time for people, to the second, in the local zone."""
-    return f"{datetime.fromtimestamp(wall_ms / 1000).astimezone():%Y-%m-%d %H:%M:%S %z}" if wall_ms else ""
-
-
-def iso(wall_ms: int) -> str | None:
-    """A wall time for programs, to the millisecond; ``None`` for 0."""
-    return (
-        datetime.fromtimestamp(wall_ms / 1000).astimezone().isoformat(timespec="milliseconds")
-        if wall_ms
-        else None
-    )
-
-
-def record(row: Logged) -> dict[str, Any]:
-    """A decision for programs."""
-    found: dict[str, Any] = {"id": row.id, "time": iso(row.wall_at)}
-    found |= {
-        name: value
-        for name, value in row._asdict().items()
-        if name not in ("id", "at", "wall_at", "detail", "charges")
-    }
-    return found | behind(row)._asdict()
-
-
-class Behind(NamedTuple):
-    """What stands behind a decision: each check's opinion, each limit's numbers, what was counted."""
-
-    checks: list[dict[str, Any]]
-    limits: list[dict[str, Any]]
-    charges: list[dict[str, Any]]
-
-
-_CHECK = ("check", "mode", "outcome", "micros", "reason")
-_LIMIT = ("check", "scope", "value", "unit", "window_ms", "allowed", "used", "amount", "fits")
-_CHARGE = ("scope", "value", "unit", "amount")
-
-
-def behind(row: Logged) -> Behind:
-    """
-    :raises StoreDamaged: it cannot be read.
-    """
-    try:
-        detail = json.loads(row.detail or "{}")
-        found = Behind(
-            [_named(_CHECK, entry) for entry in detail.get("checks", [])],
-            [_named(_LIMIT, entry) for entry in detail.get("limits", [])],
-            [_named(_CHARGE, entry) for entry in json.loads(row.charges or "[]")],
-        )
-        for limit in found.limits:
-            limit["fits"] = bool(limit["fits"])
-            limit["window_ms"] = int(limit["window_ms"])
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise StoreDamaged(
-            f"decision {row.id} of {stamp(row.wall_at)} cannot be read: {error}; 'policyctl db check' looks for more, and "
-            "'policyctl log' without --json lists it"
-        ) from None
-    return found
-
-
-def _named(names: tuple[str, ...], entry: Any) -> dict[str, Any]:
-    if not isinstance(entry, list):
-        raise TypeError("no list where one is wanted")
-    return dict(zip(names, entry, strict=True))
-
-
-def who(row: Logged) -> str:
-    """Whose request it was: the account, else the client."""
-    return row.user or row.client or "-"
-
-
-def whither(row: Logged) -> str:
-    """The recipient, or how many there are."""
-    if row.recipient:
-        return row.recipient
-    return f"({row.recipient_count} recipients)" if row.recipient_count else "-"
-
-
-def line(row: Logged) -> str:
-    """A decision as one line for people."""
-    answer = (
-        row.action
-        if row.verdict != "pass" or " " in row.action
-        else "pass"
-        if row.action == "DUNNO"
-        else row.action
-    )
-    parts = [
-        stamp(row.wall_at)[:19],
-        f"{escape(row.stage, 16):<14}",
-        escape(who(row), 64),
-        f"<{escape(row.sender, 80)}> -> {escape(whither(row), 80)}",
-        escape(answer, 420),
-    ]
-    if row.by:
-        parts.append(f"[{escape(row.by, 40)}]")
-    if row.would:
-        parts.append(f"(in shadow: {escape(row.would, 200)})")
-    if row.queue_id:
-        parts.append(escape(row.queue_id, 24))
-    text = "  ".join(parts)
-    return (
-        click.style(text, fg={"refuse": "red", "hold": "yellow"}.get(row.verdict))
-        if row.verdict != "pass"
-        else text
     )
 
 
@@ -281,10 +142,15 @@ def log(session: Session, /, by: str | None, limit: int, follow: bool, **options
     with session.reading() as connection:
         wanted = wanted_of(session, Times.of(connection), options)
         if by:
-            _show_groups(session, read.grouped(connection, wanted, by)[: limit or _ALL], by)
+            groups = read.grouped(connection, wanted, by)[: limit or _ALL]
+            if not groups:
+                _must_exist(session, connection, wanted)
+            _show_groups(session, groups, by)
             return
         newest = read.newest_id(connection) if follow else 0
         rows = read.decisions(connection, wanted, limit or _ALL)[::-1]
+        if not rows and not follow:
+            _must_exist(session, connection, wanted)
         if follow:
             _follow(session, connection, wanted, rows, newest)
         elif session.json:
@@ -294,6 +160,24 @@ def log(session: Session, /, by: str | None, limit: int, follow: bool, **options
                 click.echo(line(row))
             if not rows:
                 click.echo("no such decision")
+
+
+def _must_exist(session: Session, connection: sqlite3.Connection, wanted: Wanted) -> None:
+    """What was named and not found may be mistyped: no decision is no proof that nothing happened then.
+
+    :raises NotFound: there is no such account, check or stage.
+    """
+    from policyd.cli.check import check_names
+
+    if wanted.user:
+        known_user(connection, wanted.user, False, anyway="; no decision is kept of it")
+    names = [*check_names(session), *_NO_CHECKS]
+    if wanted.check and wanted.check not in names:
+        near = did_you_mean(wanted.check, names) or f"; there is {', '.join(map(escape, names))}"
+        raise NotFound(f"no decision is by a check {escape(wanted.check)!r}, and the file has none{near}")
+    if wanted.stage and wanted.stage not in STAGES:
+        near = did_you_mean(wanted.stage, STAGES, 0.5) or f"; there are {', '.join(STAGES)}"
+        raise NotFound(f"Postfix has no stage {escape(wanted.stage, 40)!r}{near}")
 
 
 def _show_groups(session: Session, groups: list[Any], by: str) -> None:
@@ -334,11 +218,3 @@ def _follow(
                 newest = max(newest, row.id)
             time.sleep(POLL)
             rows = read.decisions(connection, replace(wanted, after=newest), _ALL)[::-1]
-
-
-def decision_table(rows: list[Logged]) -> str:
-    """Some decisions as a table, for explain."""
-    return table(
-        ["time", "stage", "recipient", "action", "by"],
-        [(stamp(row.wall_at)[:19], row.stage, whither(row), row.action, row.by) for row in rows],
-    )

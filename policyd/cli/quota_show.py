@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from policyd.answer import escape
-from policyd.cli.common import Session, Times, json_option, pass_session, table, usage_errors
-from policyd.cli.log import account_of, iso
+from policyd.cli.common import Session, Times, account_of, json_option, pass_session, table, usage_errors
 from policyd.errors import NotFound
 
 if TYPE_CHECKING:
@@ -69,9 +68,9 @@ def usage_record(usage: Usage, times: Times) -> dict[str, Any]:
         "allowed": usage.allowed,
         "used": usage.used,
         "room": usage.room,
-        "fits_at": iso(usage.fits_at + times.ahead) if usage.fits_at else None,
-        "returns_from": iso(usage.returns_from + times.ahead) if usage.returns_from else None,
-        "all_back": iso(usage.all_back + times.ahead) if usage.all_back else None,
+        "fits_at": times.iso(usage.fits_at),
+        "returns_from": times.iso(usage.returns_from),
+        "all_back": times.iso(usage.all_back),
     }
 
 
@@ -95,18 +94,15 @@ def usage_table(usages: list[Usage], times: Times) -> str:
                     else ""
                 ),
                 amount(unit, usage.room),
-                _clock(usage.returns_from if usage.room else usage.fits_at or usage.all_back, times),
-                _clock(usage.all_back, times),
+                _moment(usage.returns_from if usage.room else usage.fits_at or usage.all_back, times),
+                _moment(usage.all_back, times),
             )
         )
     return table(["check", "per", "what", "used", "limit", "room", "more room at", "all back at"], rows)
 
 
-def _clock(ledger: int, times: Times) -> str:
-    """A moment for people, never too early; empty for 0."""
-    from policyd.store.clock import local_time
-
-    return local_time(ledger + times.ahead, times.now + times.ahead) if ledger else ""
+def _moment(ledger: int, times: Times) -> str:
+    return times.until(ledger) if ledger else ""
 
 
 @click.command("show")
@@ -136,11 +132,8 @@ def quota_show(session: Session, user: str) -> None:
                 "user": account,
                 "tier": tier or None,
                 "limits": [usage_record(usage, times) for usage in usages],
-                "own_limits": [
-                    {**row, "expires_at": iso(row["expires_at"] + times.ahead) if row["expires_at"] else None}
-                    for row in own
-                ],
-                "grants": [{**row, "expires_at": iso(row["expires_at"] + times.ahead)} for row in grants],
+                "own_limits": [{**row, "expires_at": times.iso(row["expires_at"])} for row in own],
+                "grants": [{**row, "expires_at": times.iso(row["expires_at"])} for row in grants],
             }
         )
         return

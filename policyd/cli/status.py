@@ -9,7 +9,7 @@ import click
 
 from policyd.answer import escape
 from policyd.cli.common import Session, Times, json_option, pass_session, table
-from policyd.cli.log import iso
+from policyd.cli.when import iso, spoken
 from policyd.request import END_OF_MESSAGE, MX, RCPT, SUBMISSION
 from policyd.units import DAY, HOUR, format_duration, format_size
 
@@ -78,7 +78,7 @@ def _look(session: Session, connection: sqlite3.Connection, running: bool | None
             {
                 "check": mode.name,
                 "mode": mode.mode,
-                "until": iso(mode.expires_at + times.ahead) if mode.expires_at else None,
+                "until": times.iso(mode.expires_at),
                 "author": mode.author,
                 "reason": mode.reason,
             }
@@ -199,12 +199,12 @@ def _lines(found: dict[str, Any]) -> list[str]:
     lines = [click.style(text, fg=color, bold=True)]
     last = found["last_decision"]
     lines.append(
-        f"policy {found['policy_of_file'] or 'unknown, the file has errors'}; last decision {last or 'never'}"
+        f"policy {found['policy_of_file'] or 'unknown, the file has errors'}; last decision {spoken(last) or 'never'}"
         + (f" by policy {escape(found['policy_of_last_decision'])}" if last else "")
         + f"; steering generation {found['generation']}, {found['bans']} bans, {found['allows']} allows"
     )
     for mode in found["modes"]:
-        until = f" until {mode['until']}" if mode["until"] else ""
+        until = f" until {spoken(mode['until'])}" if mode["until"] else ""
         what = (
             "PAUSED: everything but bans in shadow"
             if mode["check"] == "*"
@@ -227,7 +227,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
             table(
                 ["direction", "stage", "decisions", "last"],
                 [
-                    (stage["direction"], stage["stage"], stage["decisions"], stage["last"])
+                    (stage["direction"], stage["stage"], stage["decisions"], spoken(stage["last"]))
                     for stage in found["stages"]
                 ],
             )

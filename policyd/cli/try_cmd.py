@@ -20,8 +20,8 @@ def try_(session: Session, request: tuple[str, ...], listener: str) -> None:
 
     Takes what 'policyctl ask' takes. The policy is that of the file, which the daemon may not have read yet.
     """
+    from policyd.cli.decisions import record
     from policyd.cli.explain import describe
-    from policyd.cli.log import record
     from policyd.cli.offline import Offline, logged
 
     attributes = attributes_of(request)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from policyd.answer import escape
-from policyd.cli.common import Session, Times, json_option, pass_session
-from policyd.cli.log import account_of, iso, stamp
+from policyd.cli.common import Session, Times, account_of, json_option, pass_session
+from policyd.cli.when import iso, stamp
 from policyd.request import END_OF_MESSAGE, RCPT
 
 if TYPE_CHECKING:
@@ -175,14 +175,14 @@ class Findings:
             "answer": self.decision.action,
             "check": self.decision.by,
             "reason": self.decision.reason,
-            "can_send_at": iso(at + self.times.ahead) if at else None,
+            "can_send_at": self.times.iso(at),
             "bans": [
                 {
                     "kind": ban.kind,
                     "value": ban.value,
                     "reason": ban.reason,
                     "author": ban.author,
-                    "expires_at": iso(ban.expires_at + self.times.ahead) if ban.expires_at else None,
+                    "expires_at": self.times.iso(ban.expires_at),
                 }
                 for ban in self.bans
             ],

@@ -9,7 +9,8 @@ from datetime import datetime
 import pytest
 
 from policyd.cli.explain import clues
-from policyd.cli.log import parse_past, reference_of
+from policyd.cli.decisions import reference_of
+from policyd.cli.when import parse_past
 from policyd.units import HOUR
 from tests.cli.conftest import Run
 from tests.sample_database import Sample
@@ -27,7 +28,42 @@ def test_log_lists_the_newest_last_and_filters(sample: Sample, policyctl: Run) -
     assert [row["id"] for row in policyctl("log", "--since", "1h", "--json").json] == [2, 3, 4]
     assert [row["id"] for row in policyctl("log", "--until", "1h", "--json").json] == [1]
     assert len(policyctl("log").out.splitlines()) == 4
-    assert policyctl("log", "--user", "nobody").out == "no such decision\n"
+    assert policyctl("log", "--user", "alice", "--since", "yesterday", "--until", "yesterday").out == (
+        "no such decision\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "code", "says"),
+    [
+        ("--user", "alicf", 3, "was never seen; did you mean alice@example.org?"),
+        ("--check", "quoat", 3, "did you mean quota?"),
+        ("--check", "nonsense", 3, "there is allow, bans, quota, whole-server, deadline"),
+        ("--stage", "rctp", 3, "did you mean RCPT?"),
+        ("--action", "refused", 2, "did you mean refuse?"),
+        ("--action", "4500", 2, "write pass, hold, refuse"),
+    ],
+)
+def test_what_cannot_be_found_is_told_from_what_did_not_happen(
+    sample: Sample, policyctl: Run, option: str, value: str, code: int, says: str
+) -> None:
+    """A mistyped filter must not look like "nothing happened", with --by and --json neither."""
+    sample.ask()
+    for more in ([], ["--by", "user"], ["--json"]):
+        ran = policyctl("log", option, value, *more)
+        assert (ran.code, ran.out) == (code, "")
+        assert says in ran.err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--action", "450"), ("--action", "dunno"), ("--check", "deadline"), ("--stage", "data")],
+)
+def test_what_may_be_and_is_not_there(sample: Sample, policyctl: Run, option: str, value: str) -> None:
+    """An empty answer is an answer."""
+    sample.ask(sasl_username="bob", recipient_count="9")
+    ran = policyctl("log", "--user", "bob", option, value)
+    assert (ran.code, ran.out, ran.err) == (0, "no such decision\n", "")
 
 
 def test_log_groups(sample: Sample, policyctl: Run) -> None:

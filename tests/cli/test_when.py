@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policyd.cli.when import parse_for, parse_until
+from policyd.cli.when import ending, iso, parse_for, parse_past, parse_until, spoken, stamp
 from policyd.units import DAY, HOUR, MINUTE
 
 
@@ -69,6 +69,59 @@ def test_a_day_of_23_hours() -> None:
     before = local("2027-03-27 12:00")
     assert parse_until("tomorrow 08:00", before) - before == timedelta(hours=19)
     assert parse_until("24h", before) - before == timedelta(hours=24)
+
+
+@pytest.mark.parametrize(
+    ("now", "text", "meant"),
+    [
+        # 2026-10-25: at 03:00 +0200 the clock is set back to 02:00 +0100.
+        ("2026-10-25 01:00 +0200", "02:30", "2026-10-25 02:30 +0200"),
+        ("2026-10-25 01:00 +0200", "2026-10-25 02:30", "2026-10-25 02:30 +0200"),
+        ("2026-10-25 02:40 +0200", "02:30", "2026-10-25 02:30 +0100"),
+        ("2026-10-25 02:40 +0200", "today 02:30", "2026-10-25 02:30 +0100"),
+        ("2026-10-25 02:40 +0200", "2026-10-25 02:30", "2026-10-25 02:30 +0100"),
+        ("2026-10-25 02:10 +0100", "02:30", "2026-10-25 02:30 +0100"),
+        ("2026-10-25 02:40 +0100", "02:30", "2026-10-26 02:30 +0100"),
+        ("2026-10-25 02:40 +0200", "2026-10-25 02:50 +0100", "2026-10-25 02:50 +0100"),
+        ("2026-10-25 01:00 +0200", "03:00", "2026-10-25 03:00 +0100"),
+        ("2026-10-24 12:00 +0200", "24h", "2026-10-25 11:00 +0100"),
+        # 2027-03-28: at 02:00 +0100 the clock is set forward to 03:00 +0200.
+        ("2027-03-28 01:00 +0100", "02:30", "2027-03-28 03:30 +0200"),
+        ("2027-03-27 12:00 +0100", "tomorrow 02:30", "2027-03-28 03:30 +0200"),
+        ("2027-03-28 03:10 +0200", "02:30", "2027-03-28 03:30 +0200"),
+        ("2027-03-28 03:40 +0200", "02:30", "2027-03-29 02:30 +0200"),
+        ("2027-03-28 01:59 +0100", "03:00", "2027-03-28 03:00 +0200"),
+    ],
+)
+def test_the_hours_that_the_clock_shows_twice_or_not_at_all(now: str, text: str, meant: str) -> None:
+    """The first such moment that is ahead; one that is left out counts on from before the gap."""
+    form = "%Y-%m-%d %H:%M %z"
+    assert parse_until(text, datetime.strptime(now, form)) == datetime.strptime(meant, form)
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-10-25 02:30 +0200", "2026-10-25 02:30 +0100", "2026-11-25 11:59 +0100"]
+)
+def test_what_is_printed_can_be_typed(text: str) -> None:
+    """To the second for people, to the millisecond for programs: both mean the same moment again, in the past or ahead."""
+    moment = datetime.strptime(text, "%Y-%m-%d %H:%M %z")
+    wall = round(moment.timestamp() * 1000)
+    assert ending(wall) == text
+    assert stamp(wall) == text.replace(" +", ":00 +")
+    assert spoken(iso(wall)) == stamp(wall)
+    for printed in (ending(wall), stamp(wall), str(iso(wall))):
+        assert parse_past(printed, noon()) == moment
+    for printed in (ending(wall), stamp(wall)):
+        assert parse_until(printed, moment - timedelta(hours=5)) == moment
+    assert parse_until(str(iso(wall)), moment - timedelta(hours=5)) == moment
+
+
+def test_an_end_is_never_named_too_early() -> None:
+    """It is rounded up to the minute; a second of slack is for reading two clocks."""
+    eight = round(local("2026-11-25 08:00").timestamp() * 1000)
+    assert ending(eight) == ending(eight + 1_000) == "2026-11-25 08:00 +0100"
+    assert ending(eight + 1_001) == ending(eight + 60_000) == "2026-11-25 08:01 +0100"
+    assert (stamp(0), ending(0), iso(0), spoken(None)) == ("", "", None, "")
 
 
 @pytest.mark.parametrize(
