@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from policyd.dns.spf_bounds import AT_ONCE, OutOfBounds, Sheet, Slots, Trace
+from policyd.dns.spf_bounds import AT_ONCE, Headroom, OutOfBounds, Sheet, Slots, Trace
 from policyd.dns.spf_round import Memo, Outcome, run
 from policyd.lookup import Resolver
 from policyd.senderpolicy import HELO_QUESTIONS, MOST_QUESTIONS, NONE, TEMPERROR, Claim, SpfResult, Verdicts
@@ -75,6 +75,7 @@ class Evaluator:
         self._running: dict[tuple[Claim, int], asyncio.Task[SpfResult]] = {}
         self._slots: dict[str, Slots] = {}
         self._turn = asyncio.Lock()
+        self._headroom = Headroom()
 
     async def evaluate(self, mail_from: Claim, helo: Claim | None, due: float) -> Verdicts:
         """See :class:`policyd.senderpolicy.SpfEvaluator`."""
@@ -154,7 +155,7 @@ class Evaluator:
                 self._slots.pop(claim.domain, None)
 
     async def _find_out(self, claim: Claim, due: float, most: int) -> SpfResult:
-        sheet = Sheet(self._resolver, due, most, self._clock, self._trace)
+        sheet = Sheet(self._resolver, self._headroom, due, most, self._clock, self._trace)
         try:
             outcome = await self._outcome(claim, sheet)
         except OutOfBounds as bound:

@@ -13,6 +13,8 @@ from policyd.lookup import Found, Resolver
 AT_ONCE = 2
 #: Questions of one evaluation asked ahead of need, so that some of the others are still for what is needed.
 AHEAD = 10
+#: And of all evaluations together, at a time.
+AHEAD_IN_ALL = 32
 
 #: Told of each question: itself, its answer, s that it took.
 Trace = Callable[[Question, Found, float], None]
@@ -26,11 +28,31 @@ class OutOfBounds(Exception):
         self.excess = excess
 
 
+class Headroom:
+    """How many questions all evaluations together may have under way ahead of need: answers that come all at once are
+    read all at once, and hold the loop meanwhile."""
+
+    __slots__ = ("free",)
+
+    def __init__(self) -> None:
+        self.free = AHEAD_IN_ALL
+
+    def give_back(self, _: object) -> None:
+        """One of them has ended."""
+        self.free += 1
+
+
 class Sheet:
     """The questions and answers of one evaluation."""
 
     def __init__(
-        self, resolver: Resolver, due: float, most: int, clock: Callable[[], float], trace: Trace | None
+        self,
+        resolver: Resolver,
+        headroom: Headroom,
+        due: float,
+        most: int,
+        clock: Callable[[], float],
+        trace: Trace | None,
     ) -> None:
         self.known: dict[Question, Found] = {}
         self.asked = 0
@@ -38,6 +60,7 @@ class Sheet:
         self.worked = 0.0
         self.due = due
         self._resolver = resolver
+        self._headroom = headroom
         self._most = most
         self._ahead = AHEAD
         self._clock = clock
@@ -55,11 +78,13 @@ class Sheet:
                 raise OutOfBounds(f"it takes more than {self._most} look-ups", excess=True)
             self._ask(needed, self.due)
         for question in questions[1:]:
-            if not self._ahead or self.asked >= self._most:
+            if not self._ahead or not self._headroom.free or self.asked >= self._most:
                 break
             if question not in self._asking:
                 self._ahead -= 1
+                self._headroom.free -= 1
                 self._ask(question, self.due)
+                self._asking[question].add_done_callback(self._headroom.give_back)
         if not await self._wait(needed, self.due):
             raise OutOfBounds(f"no answer in time for {needed[1]} of {needed[0]}", excess=False)
 

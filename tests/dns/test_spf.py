@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from policyd.dns import spf as evaluating
 from policyd.dns.spf import Evaluator
-from policyd.dns.spf_bounds import AHEAD, AT_ONCE
+from policyd.dns.spf_bounds import AHEAD, AHEAD_IN_ALL, AT_ONCE
 from policyd.dns.spf_limits import MOST_IN_ALL, MOST_OCTETS, MOST_TERMS, objection
 from policyd.dns.spf_round import Memo, question_name, run
 from policyd.lookup import FOUND, UNKNOWN, Found
@@ -378,6 +378,24 @@ async def test_what_is_asked_ahead_leaves_room_for_what_is_needed() -> None:
     result = await judge(Evaluator(heart))
     assert result.result == "pass"
     assert heart.questions <= 12 + AHEAD
+
+
+@on_loop
+async def test_a_flood_asks_nothing_ahead() -> None:
+    """Fifty mails must not bring four hundred answers at one moment; what is needed is asked all the same."""
+    never = asyncio.get_running_loop().create_future()
+    zone = {
+        (f"d{i}.example", "TXT"): [b"v=spf1 " + b" ".join(b"a:h%d.d%d.example" % (j, i) for j in range(9))]
+        for i in range(50)
+    }
+    heart = Heart(zone, holds=lambda name, rdtype: never if rdtype == "A" else None)
+    evaluator = Evaluator(heart)
+    asked = [asyncio.ensure_future(judge(evaluator, f"a@d{i}.example")) for i in range(50)]
+    await until(lambda: all(heart.asked[f"h0.d{i}.example", "A"] for i in range(50)))
+    assert heart._under_way <= 50 + AHEAD_IN_ALL
+    evaluator.close()
+    await asyncio.gather(*asked)
+    assert evaluator._headroom.free == AHEAD_IN_ALL
 
 
 @on_loop
