@@ -36,6 +36,8 @@ import dns.rdtypes.ANY.TXT
 import dns.rrset
 
 IN = dns.rdataclass.IN
+#: Beyond what the system allows to all (socket(7)): a burst must not be lost while the test's thread has its turn.
+SO_RCVBUFFORCE = 33
 JUNK_ADDRESS = "127.0.0.66"
 
 
@@ -424,6 +426,8 @@ def _bind(host: str, port: int) -> tuple[socket.socket, socket.socket]:
         try:
             tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            with contextlib.suppress(PermissionError):
+                udp.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
             udp.bind((host, port))
             tcp.bind((host, udp.getsockname()[1]))
         except OSError:

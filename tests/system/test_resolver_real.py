@@ -114,7 +114,7 @@ def test_a_frozen_unbound_is_noticed_and_found_again(loop: str, nameserver: Real
         await until(lambda: resolver.health()[0].state == "up")
         assert (await resolver.ask("3.nx.example", "A", soon())).status == NXDOMAIN
 
-    go(loop, test, nameserver, timeout=0.5)
+    go(loop, test, nameserver, timeout=1.0)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -131,7 +131,7 @@ def test_a_restarted_unbound_is_found_again(loop: str, nameserver: RealServer) -
         await until(lambda: resolver.health()[0].state == "up")
         assert (await resolver.ask("3.nx.example", "A", soon())).status == NXDOMAIN
 
-    go(loop, test, nameserver, timeout=0.5)
+    go(loop, test, nameserver, timeout=1.0)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
