@@ -139,7 +139,9 @@ class Desk:
                 if steering is None:
                     steering = self._steering = self._read_steering()
                     self.loop.call_soon(self._stale)
-                chain = self.engine.consult(request, self._now(), steering, case.due)
+                # What waits for the DNS has to leave time for the rest.
+                due = case.due - self.deadline / 10
+                chain = self.engine.consult(request, self._now(), steering, due)
                 awaited = chain.send(None)
             except StopIteration as end:
                 case.consulted(end.value)

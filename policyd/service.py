@@ -271,7 +271,8 @@ def _open_log(config: Config) -> DecisionLog:
 
 
 def _keep(config: Config) -> Keep:
-    return Keep(config.keep.decisions, config.keep.max_size, config.keep.min_free)
+    keep = config.keep
+    return Keep(keep.decisions, keep.max_size, keep.min_free, keep.memory)
 
 
 def raise_file_limit() -> None:

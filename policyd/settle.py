@@ -11,15 +11,35 @@ nothing, unless a ban came between: then its count is returned. What was refused
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring as json_text
 from typing import NamedTuple, Protocol
 
-from policyd.answer import DUNNO, HOLD, MAX_TEXT_BYTES, PASS, REFUSE, Answer, clip, escape, make_answer
+from policyd.answer import (
+    DUNNO,
+    HEADER,
+    HOLD,
+    MAX_TEXT_BYTES,
+    PASS,
+    REFUSE,
+    Answer,
+    clip,
+    escape,
+    make_answer,
+)
 from policyd.decision import DEADLINE, HELD, LATE, PASSED, REFUSED, REPEAT, Earlier, Settled
 from policyd.match import domain_of, fold
-from policyd.opinion import ENFORCE, CounterKey, Heard, Proposal, Quota
+from policyd.opinion import (
+    ENFORCE,
+    CounterKey,
+    Heard,
+    Memory,
+    MemoryKey,
+    Proposal,
+    Quota,
+    Recalled,
+)
 from policyd.request import RCPT, Request
 from policyd.settings import fill
 from policyd.steering import Steering
@@ -53,6 +73,12 @@ class State(Protocol):
 
     def siblings(self, request: Request) -> Sequence[Earlier]:
         """The decisions at RCPT of the same instance and listener."""
+
+    def remembered(self, keys: Iterable[MemoryKey], now: int) -> Mapping[MemoryKey, Memory]:
+        """Those of ``keys`` that are remembered and have not expired at ledger time ``now``."""
+
+    def remember(self, key: MemoryKey, fact: Memory) -> None:
+        """Remember ``fact``; operations after this one see it."""
 
     def next_ref(self) -> str:
         """A reference that was not given out before."""
@@ -129,6 +155,7 @@ def settle(
     would: list[str] = []
     banned = False
     trials: list[Trials] = []
+    recalled: list[tuple[Heard, Recalled]] = []
     testing = forced is None and not passed_before and (answer is DUNNO or answer.strength != REFUSE)
     for heard in proposal.heard:
         opinion = heard.opinion
@@ -140,10 +167,15 @@ def settle(
                 answer, by, reason, banned = judged.answer, heard.check, judged.reason, True
                 break
             opinion = judged or opinion
+        elif opinion.recall is not None:
+            if forced is None and not passed_before:
+                facts = state.remembered(opinion.recall.keys, now)
+                recalled.append((heard, opinion.recall.judge(request, now, facts)))
+            continue
         if opinion.quota is not None:
             trials.append(_try(heard, opinion.quota, request, now, state, local_time, testing))
         elif heard.mode != ENFORCE and opinion.answer is not DUNNO:
-            would.append(f"{heard.check}: {opinion.answer.verb} {fill_ref(opinion.answer.text, NO_REF)}")
+            would.append(_would(heard.check, opinion.answer))
 
     if forced is not None:
         answer, by, reason, mark = forced, DEADLINE, "answered before it was decided", LATE
@@ -161,11 +193,28 @@ def settle(
             if verdict is None:
                 continue
             if trial.heard.mode != ENFORCE:
-                would.append(f"{trial.heard.check}: {verdict.verb} {fill_ref(verdict.text, NO_REF)}")
+                would.append(_would(trial.heard.check, verdict))
             elif verdict.strength > answer.strength:
                 answer, by, reason = verdict, trial.heard.check, _reason(trial)
 
+    if recalled and testing and not banned:
+        for heard, outcome in recalled:
+            said = outcome.opinion
+            if said is None or said.answer is DUNNO:
+                continue
+            if heard.mode != ENFORCE:
+                would.append(_would(heard.check, said.answer))
+            elif said.answer.strength > answer.strength:
+                answer, by, reason = said.answer, heard.check, said.reason
+
+    told = proposal.heard
+    if recalled:
+        outcomes = {heard.check: outcome.opinion for heard, outcome in recalled}
+        told = tuple([h._replace(opinion=outcomes.get(h.check, h.opinion)) for h in told])
     strength = PASS if answer is DUNNO else answer.strength
+    if strength == HEADER:
+        answer, by, reason = _first_new_header(request, told, state) or (DUNNO, by, reason)
+        strength = answer.strength
     charges: dict[CounterKey, tuple[tuple[int, ...], int]] = {}
     standing = ""
     if strength == REFUSE:
@@ -189,7 +238,7 @@ def settle(
             reason,
             ref,
             " | ".join(would)[:800] if would else "",
-            _detail(proposal.heard, trials),
+            _detail(told, trials),
             _charges_text(charges) if charges else standing,
             mark,
         ),
@@ -200,7 +249,34 @@ def settle(
             state.charge(CounterKey(scope, value, unit), (), -amount, earlier.at)
     for key, (widths, amount) in charges.items():
         state.charge(key, widths, amount, now)
+    for heard, outcome in recalled:
+        if not banned and (strength != REFUSE or by == heard.check or heard.mode != ENFORCE):
+            for fact_key, fact in outcome.remember.items():
+                state.remember(fact_key, fact)
     return settled
+
+
+def _would(check: str, answer: Answer) -> str:
+    return f"{check}: {answer.verb} {fill_ref(answer.text, NO_REF)}"
+
+
+def _first_new_header(
+    request: Request, heard: Sequence[Heard], state: State
+) -> tuple[Answer, str, str] | None:
+    """The first header of the chain that was not prepended to this mail before, with its check and reason.
+
+    One answer carries one header, and Postfix prepends for each recipient: the next one goes with the next recipient.
+    """
+    sent = set()
+    if request.instance:
+        sent = {
+            s.action.partition(":")[0] for s in state.siblings(request) if s.action.startswith("PREPEND ")
+        }
+    for check, mode, said, _, _ in heard:
+        if said is not None and mode == ENFORCE and said.answer.strength == HEADER:
+            if str(said.answer).partition(":")[0] not in sent:
+                return said.answer, check, said.reason
+    return None
 
 
 def _amounts(request: Request, quota: Quota, state: State) -> dict[str, int]:

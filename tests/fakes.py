@@ -18,7 +18,7 @@ from policyd.decision import Decision, Earlier, Operation, Settled
 from policyd.engine import Engine, Rule
 from policyd.inquiry import Inquiry
 from policyd.match import NetworkSet, parse_network
-from policyd.opinion import CounterKey, Opinion, Proposal
+from policyd.opinion import CounterKey, Memory, MemoryKey, Opinion, Proposal
 from policyd.request import RCPT, Request, Site
 from policyd.settle import settle
 from policyd.steering import Entry, Grant, Steering
@@ -169,6 +169,7 @@ class FakeLedger:
         self.rows: list[tuple[Request, Settled, Earlier]] = []
         #: All that was counted, whatever the time.
         self.total: dict[CounterKey, int] = {}
+        self.facts: dict[MemoryKey, Memory] = {}
         self._refs = 0
 
     def decide(
@@ -210,6 +211,14 @@ class FakeLedger:
         return {key: used for key, used in found.items() if used}
 
     # --- policyd.settle.State ---
+
+    def remembered(self, keys: Iterable[MemoryKey], now: int) -> dict[MemoryKey, Memory]:
+        return {
+            key: self.facts[key] for key in keys if key in self.facts and self.facts[key].expires_at > now
+        }
+
+    def remember(self, key: MemoryKey, fact: Memory) -> None:
+        self.facts[key] = fact
 
     def counter(self, key: CounterKey) -> Counter:
         return self.counters.setdefault(key, Counter())

@@ -17,18 +17,19 @@ import contextlib
 import logging
 import secrets
 import sqlite3
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from policyd.answer import Answer
 from policyd.decision import MEMORY, REFUSED, Decision, Earlier, Operation, Settled
-from policyd.opinion import CounterKey, Proposal
+from policyd.opinion import CounterKey, Memory, MemoryKey, Proposal
 from policyd.request import RCPT, Request
 from policyd.steering import Steering
 from policyd.store import partitions
 from policyd.store.clock import LedgerClock, wall
 from policyd.store.instances import IDENTITY, Instances, earlier_of
+from policyd.store.memory import Memories
 from policyd.store.statements import chunked, flat, insert_decisions, select_counters, upsert_counters
 from policyd.store.steering_sync import SteeringMirror
 from policyd.units import Limit
@@ -74,6 +75,14 @@ class Batch(NamedTuple):
 
     decisions: list[Decision | None]
     charges: list[Charge]
+
+
+class Unread(NamedTuple):
+    """What the database has to be asked about before something can be decided."""
+
+    counters: set[CounterKey]
+    instances: list[str]
+    facts: list[MemoryKey]
 
 
 class Staged:
@@ -134,6 +143,7 @@ class Ledger:
         self._dirty: set[CounterKey] = set()
         self._charges: list[Charge] = []
         self.instances = Instances()
+        self.memories = Memories()
         self._readable = True
         #: Whether a batch is decided with what is in memory; ``None`` once that is not enough.
         self._staging: bool | None = False
@@ -163,6 +173,7 @@ class Ledger:
         try:
             self._load()
             self._replay(self.backlog.charges)
+            self.memories.reopened()
         except BaseException:
             self.connection = self.mirror.connection = before
             self._counters = kept
@@ -175,16 +186,18 @@ class Ledger:
         """
         self.connection = self.mirror.connection = connection
         self._load()
+        self.memories.reopened()
         decisions, counters = self.backlog.decisions, self._counters
         self.begin()
         try:
-            self._write(*self._prepare(decisions, counters))
+            self._write(*self._prepare(decisions, counters), self.memories.prepare())
             self.connection.execute("COMMIT")
         except sqlite3.Error:
             self.rollback()
             self.partitions = []
             raise
         self.backlog = Batch([], [])
+        self.memories.written()
         self._dirty.clear()
         self.trim()
 
@@ -210,7 +223,7 @@ class Ledger:
         batch = self.decide(operations)
         try:
             with self._undone_if_it_fails(batch):
-                self._write(*self._prepare(batch.decisions, self._dirty))
+                self._write(*self._prepare(batch.decisions, self._dirty), self.memories.prepare())
                 self.connection.execute("COMMIT")
         except NotWritten:
             raise
@@ -218,6 +231,7 @@ class Ledger:
             self.forget_decisions(batch)
             raise
         self._dirty.clear()
+        self.memories.written()
         self.trim()
         return batch
 
@@ -226,8 +240,8 @@ class Ledger:
 
         Touches no database.
         """
-        keys, instances = self._unread(operations)
-        if keys or instances:
+        # What looks at remembered facts is decided where they are read and written: one batch at a time.
+        if any(self._unread(operations)):
             return False
         if not staged.operations:
             staged.generation = self.steering.generation
@@ -258,10 +272,10 @@ class Ledger:
 
         :raises sqlite3.Error: nothing was learnt.
         """
-        keys, instances = self._unread(operations)
+        unread = self._unread(operations)
         self.trim(staged.counters)
-        self._read_these(keys, instances)
-        return bool(keys or instances)
+        self._read_these(unread)
+        return bool(unread.counters or unread.instances)
 
     def write(self, staged: Staged) -> bool:
         """Write and commit what was staged, unless the admin has changed something since.
@@ -311,11 +325,12 @@ class Ledger:
         for decision in batch.decisions:
             if decision is not None:
                 self.instances.forget(decision)
+        self.memories.forget()
 
     def run_in_memory(self, operations: Sequence[Operation]) -> Batch:
         """Decide without the disk, as far as it can be read; the caller keeps the batch in the backlog."""
         try:
-            self._forget(self.mirror.refresh())
+            self._refresh()
             self._read(operations)
         except sqlite3.Error:
             # What cannot be read counts as empty; what is not known cannot refuse.
@@ -353,6 +368,7 @@ class Ledger:
         self.backlog.decisions.extend(d for d in batch.decisions if d is not None and _bindable(_row(d)))
         self.backlog.charges.extend(charge for charge in batch.charges if _bindable(charge.key))
         self._dirty.clear()
+        self.memories.keep()
 
     def _bound(self) -> None:
         """Keep memory within its bounds while nothing can be written."""
@@ -371,7 +387,8 @@ class Ledger:
             self.begin()
             self._replay(self.backlog.charges)
             self._write(
-                *self._prepare(self.backlog.decisions, {charge.key for charge in self.backlog.charges})
+                *self._prepare(self.backlog.decisions, {charge.key for charge in self.backlog.charges}),
+                self.memories.prepare(),
             )
             self.connection.execute("COMMIT")
         except sqlite3.Error:
@@ -392,10 +409,16 @@ class Ledger:
         """Begin the transaction and take in what policyctl changed; from here on nobody else can."""
         self.connection.execute("BEGIN IMMEDIATE")
         try:
-            self._forget(self.mirror.refresh())
+            self._refresh()
         except BaseException:
             self.rollback()
             raise
+
+    def _refresh(self) -> None:
+        generation = self.steering.generation
+        self._forget(self.mirror.refresh())
+        if self.steering.generation != generation:
+            self.memories.changed()
 
     def rollback(self) -> None:
         """End a transaction that failed; SQLite may have ended it already."""
@@ -486,6 +509,14 @@ class Ledger:
         """See :class:`policyd.settle.State`."""
         return [found for found in self.instances.of(request) if found.stage == RCPT]
 
+    def remembered(self, keys: Iterable[MemoryKey], now: int) -> Mapping[MemoryKey, Memory]:
+        """See :class:`policyd.settle.State`."""
+        return self.memories.known(keys, now)
+
+    def remember(self, key: MemoryKey, fact: Memory) -> None:
+        """See :class:`policyd.settle.State`."""
+        self.memories.put(key, fact)
+
     def next_ref(self) -> str:
         """See :class:`policyd.settle.State`."""
         self._ref_seq += 1
@@ -498,29 +529,37 @@ class Ledger:
             self._counters.pop(key, None)
 
     def _read(self, operations: Sequence[Operation]) -> None:
-        self._read_these(*self._unread(operations))
+        unread = self._unread(operations)
+        self._read_these(unread)
+        if unread.facts:
+            self.memories.read(self.connection, unread.facts)
 
-    def _read_these(self, keys: Iterable[CounterKey], instances: list[str]) -> None:
-        if keys:
-            self._read_counters(keys)
-        if instances:
+    def _read_these(self, unread: Unread) -> None:
+        if unread.counters:
+            self._read_counters(unread.counters)
+        if unread.instances:
             since = self.clock.now() - IDENTITY
-            self.instances.read(self.connection, self.partitions, instances, since)
+            self.instances.read(self.connection, self.partitions, unread.instances, since)
 
-    def _unread(self, operations: Sequence[Operation]) -> tuple[set[CounterKey], list[str]]:
-        """The counters and the transactions that the database has to be asked about."""
+    def _unread(self, operations: Sequence[Operation]) -> Unread:
         keys: set[CounterKey] = set()
+        facts: list[MemoryKey] = []
         counters = self._counters
         for operation in operations:
             for heard in operation.proposal.heard:
-                quota = heard.opinion.quota if heard.opinion is not None else None
+                opinion = heard.opinion
+                if opinion is None:
+                    continue
+                quota = opinion.quota
                 if quota is None:
+                    if opinion.recall is not None:
+                        facts += opinion.recall.keys
                     continue
                 for unit in counted_units(quota.limits, quota.external is not None):
                     # A plain tuple finds what a CounterKey does.
                     if (quota.scope, quota.value, unit) not in counters:
                         keys.add(CounterKey(quota.scope, quota.value, unit))
-        return keys, self.instances.unread(operation.request for operation in operations)
+        return Unread(keys, self.instances.unread(operation.request for operation in operations), facts)
 
     def _read_counters(self, keys: Iterable[CounterKey]) -> None:
         missing = sorted(key for key in keys if key not in self._counters)
@@ -550,7 +589,12 @@ class Ledger:
             counters.append((*key, counter.pack(), counter.expires(now)))
         return [_row(decision) for decision in decisions if decision is not None], counters
 
-    def _write(self, rows: Sequence[tuple[Any, ...]], counters: Sequence[tuple[Any, ...]]) -> None:
+    def _write(
+        self,
+        rows: Sequence[tuple[Any, ...]],
+        counters: Sequence[tuple[Any, ...]],
+        facts: Sequence[tuple[Any, ...]] = (),
+    ) -> None:
         connection, now = self.connection, self.clock.now()
         if rows and (not self.partitions or partitions.is_due(self.partitions[0], now, rows[0][0])):
             partitions.open_next(connection, now, rows[0][0])
@@ -559,6 +603,8 @@ class Ledger:
             connection.execute(insert_decisions(self.partitions[0].table, len(chunk)), flat(chunk))
         for chunk in chunked(counters):
             connection.execute(upsert_counters(len(chunk)), flat(chunk))
+        if facts:
+            self.memories.write(connection, facts)
         self.save_time()
 
     def save_time(self) -> None:

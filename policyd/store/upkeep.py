@@ -41,6 +41,8 @@ class Keep:
     max_size: int = 10_000_000_000
     #: Octets free on its file system.
     min_free: int = 1_000_000_000
+    #: Remembered facts of each kind.
+    memory: int = 1_000_000
 
 
 class Upkeep:
@@ -64,6 +66,7 @@ class Upkeep:
     def step(self, idle: bool, keep: Keep) -> bool:
         """Do the most urgent thing; whether there is more to do at once."""
         self._keep = keep
+        self._ledger.memories.cap = keep.memory
         clock = time.monotonic()
         if clock >= self._next_checkpoint:
             self._next_checkpoint = clock + 0.2
@@ -87,6 +90,7 @@ class Upkeep:
             or self._give_back()
             or self._index_one()
             or self._sweep_counters()
+            or ledger.memories.tend(ledger.connection, ledger.clock.now())
         )
 
     def checkpoint(self, wait: bool = False) -> None:
