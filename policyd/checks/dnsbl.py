@@ -97,6 +97,18 @@ class Options:
     )
 
 
+class Sum(NamedTuple):
+    """What the lists' replies add up to."""
+
+    score: int
+    #: The list to name in the refusal; ``None``: there is none.
+    named: Blocklist | None
+    #: For the log; empty: nothing was added.
+    reason: str
+    #: By zone of those that list, what each adds.
+    added: Mapping[str, int]
+
+
 class _Known(NamedTuple):
     """A score, and how long it counts."""
 
@@ -119,29 +131,18 @@ class Check:
     needs: Mapping[str, frozenset[str]]
 
     def __init__(self, options: Options, context: Context) -> None:
-        names = dict(options.public_names)
-        zones = {site.zone for site in options.sites}
-        for key, wanted in (("untested", options.untested), ("public_names", names)):
-            for zone in wanted:
-                if zone not in zones:
-                    raise ValueError(
-                        f"{key} names {zone}, which no site asks; the zones are {', '.join(sorted(zones))}"
-                    )
         _agree(options)
         if context.direction == SUBMISSION and not options.even_authenticated:
             raise ValueError(
                 "with for = 'submission' it would ask nothing; write for = 'mx', or even_authenticated = true"
             )
-        domains = options.lookup != CLIENT
         #: The lists that it asks, each once.
-        self.blocklists = tuple(
-            Blocklist(zone, public_name(zone, names), domains, zone not in options.untested)
-            for zone in dict.fromkeys(site.zone for site in options.sites)
-        )
+        self.blocklists = lists_of(options)
         self._sites = {
             each.zone: tuple(site for site in options.sites if site.zone == each.zone)
             for each in self.blocklists
         }
+        self.threshold = options.threshold
         self._lists = context.blocklists
         self._options = options
         self._value, self._kind = _LOOKUPS[options.lookup]
@@ -161,7 +162,7 @@ class Check:
         known = self._known.get(value)
         if known is not None and now < known.until and known.epoch == self._lists.epoch and known.off == off:
             return known.opinion
-        name = self._name(value)
+        name = self.name_of(value)
         if not name:
             return None
         lists = [each for each in self.blocklists if each.public not in off]
@@ -183,40 +184,46 @@ class Check:
             each.public for each in self.blocklists if steering.mode_of(each.subject, now) == OFF
         )
 
-    def _name(self, value: str) -> str:
+    def name_of(self, value: str) -> str:
         """``value`` as lists are asked for it; empty for what none can list."""
         if self._options.lookup == CLIENT:
             return reversed_address(value)
         # An address literal and a name without a dot are nobody's domain; Postfix's "unknown" is one of these.
         return policy_domain(value.removesuffix("."))
 
-    async def _judge(
-        self, lists: Sequence[Blocklist], listings: Sequence[Listing], name: str, value: str, due: float
-    ) -> Opinion | None:
-        """What the listings add up to."""
-        if not any(listing.known for listing in listings):
-            return None
-        score, worst, weightiest = 0, None, 0
-        said = []
+    def add_up(self, lists: Sequence[Blocklist], listings: Sequence[Listing]) -> Sum:
+        """The score of what the lists said."""
+        score, named, weightiest = 0, None, 0
+        said: dict[str, int] = {}
+        replies = []
         for blocklist, listing in zip(lists, listings, strict=True):
             if not listing.codes:
                 continue
-            sum_of_list = 0
+            said[blocklist.zone] = 0
             for site in self._sites[blocklist.zone]:
                 if any(site.passes(code) for code in listing.codes):
-                    sum_of_list += site.weight
+                    said[blocklist.zone] += site.weight
                     # The list to name is that of the largest weight, as in postscreen.
                     if site.weight > weightiest:
-                        worst, weightiest = blocklist, site.weight
-            score += sum_of_list
-            if sum_of_list:
-                said.append(f"{blocklist.public} {'/'.join(listing.codes[:4])} {sum_of_list:+d}")
-        reason = f"score {score}" + (f": {', '.join(said)}" if said else "")
-        if worst is not None and score >= self._options.threshold:
-            told = await self._lists.text(worst, name, due) if self._options.txt else ""
-            return Opinion(self._answer(worst, score, value, told), reason, finding=score)
+                        named, weightiest = blocklist, site.weight
+            score += said[blocklist.zone]
+            if said[blocklist.zone]:
+                replies.append(f"{blocklist.public} {'/'.join(listing.codes[:4])} {said[blocklist.zone]:+d}")
+        reason = f"score {score}: {', '.join(replies)}" if replies else ""
+        return Sum(score, named if score >= self._options.threshold else None, reason, said)
+
+    async def _judge(
+        self, lists: Sequence[Blocklist], listings: Sequence[Listing], name: str, value: str, due: float
+    ) -> Opinion | None:
+        """What the listings come to."""
+        if not any(listing.known for listing in listings):
+            return None
+        score, named, reason, _ = self.add_up(lists, listings)
+        if named is not None:
+            told = await self._lists.text(named, name, due) if self._options.txt else ""
+            return Opinion(self._answer(named, score, value, told), reason, finding=score)
         final = self._options.allow_threshold < 0 and score <= self._options.allow_threshold
-        return Opinion(DUNNO, reason if said else "", final, finding=score)
+        return Opinion(DUNNO, reason, final, finding=score)
 
     def _answer(self, blocklist: Blocklist, score: int, value: str, told: str) -> Answer:
         text = fill(
@@ -261,10 +268,26 @@ def _known(
     return _Known(until, told_until, epoch, off, opinion)
 
 
+def lists_of(options: Options) -> tuple[Blocklist, ...]:
+    """The lists that a check with these options asks, each once."""
+    names = dict(options.public_names)
+    return tuple(
+        Blocklist(zone, public_name(zone, names), options.lookup != CLIENT, zone not in options.untested)
+        for zone in dict.fromkeys(site.zone for site in options.sites)
+    )
+
+
 def _agree(options: Options) -> None:
     """
     :raises ValueError: keys that do not go together.
     """
+    zones = {site.zone for site in options.sites}
+    for key, wanted in (("untested", options.untested), ("public_names", dict(options.public_names))):
+        for zone in wanted:
+            if zone not in zones:
+                raise ValueError(
+                    f"{key} names {zone}, which no site asks; the zones are {', '.join(sorted(zones))}"
+                )
     highest, lowest = most_score(options.sites), least_score(options.sites)
     if options.threshold < 1:
         raise ValueError(f"threshold = {options.threshold} would refuse everybody; write 1 or more")

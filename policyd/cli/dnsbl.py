@@ -1,0 +1,375 @@
+"""``policyctl dnsbl``: how the blocklists do, which of them is worth its time, and one taken out by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from policyd.answer import escape
+from policyd.blocklists import SUBJECT, Blocklist, Listing, public_name, reversed_address
+from policyd.cli.check import drop_mode, set_mode
+from policyd.cli.common import (
+    Session,
+    Terms,
+    Times,
+    did_you_mean,
+    json_option,
+    pass_session,
+    steering_options,
+    table,
+)
+from policyd.errors import NotFound, UserError
+from policyd.opinion import OFF
+from policyd.senderpolicy import policy_domain
+
+if TYPE_CHECKING:
+    from policyd.checks.dnsbl import Check
+    from policyd.config import Config
+    from policyd.steering import CheckMode
+    from policyd.store.health import Health
+
+#: The daemon writes every few seconds; what is older than this says that it does not run, ms.
+STALE = 60_000
+#: Until the lists' answers are there, s.
+PATIENCE = 10.0
+
+NOT_LISTED = 3
+
+_FIGURES = ("asked", "hits", "alone", "errors", "refusals", "latency_ms", "slowest_ms", "sicknesses", "ipv6")
+
+
+@click.command()
+@click.argument("zone", metavar="ZONE")
+@steering_options()
+@json_option
+@pass_session
+def off(session: Session, zone: str, terms: Terms) -> None:
+    """Leave the list ZONE out from the next request on: it is not asked, and counts nothing.
+
+    ZONE is its public name, or the zone as it stands in the file. Without --for or --until until 'policyctl dnsbl on ZONE'.
+    """
+    set_mode(session, SUBJECT + _public(session, zone), OFF, terms)
+
+
+@click.command()
+@click.argument("zone", metavar="ZONE")
+@steering_options(lasts=False)
+@json_option
+@pass_session
+def on(session: Session, zone: str, terms: Terms) -> None:
+    """Let the list ZONE count again; a sick one still counts nothing."""
+    public = _public(session, zone, even_gone=True)
+    dropped = drop_mode(session, SUBJECT + public, terms, "dnsbl on")
+    if dropped is None:
+        _public(session, zone)
+    said = "counts again, as far as it is well" if dropped else "was not off"
+    session.done(
+        {"dry_run": terms.dry_run, "list": public, "changed": dropped is not None},
+        f"{terms.prefix}{escape(public)} {said}",
+    )
+
+
+@click.command()
+@json_option
+@pass_session
+def list_lists(session: Session) -> None:
+    """List the blocklists: health, hits, hits that no other list had, overlap, latency.
+
+    A client counts once a minute at most. 'alone' are the hits that no other list of the same check had: a list with few
+    of them is worth little. 'most like' is the list that had most of the same hits.
+    """
+    from policyd.cli.when import stamp
+
+    records = _records(session)
+    rows = [
+        (
+            each["list"],
+            each["state"],
+            stamp(each["since_wall"]) if each["since_wall"] else "",
+            ", ".join(each["checks"]),
+            each["figures"].get("hits", ""),
+            each["figures"].get("alone", ""),
+            _most_like(each["figures"]),
+            each["figures"].get("errors", ""),
+            f"{each['figures']['latency_ms']:g} ms" if "latency_ms" in each["figures"] else "",
+            each["why"],
+        )
+        for each in records
+    ]
+    columns = ("list", "state", "since", "checks", "hits", "alone", "most like", "errors", "latency", "why")
+    for each in records:
+        del each["since_wall"]
+    session.show(records, columns, rows, "no check of this configuration asks blocklists")
+
+
+@click.command()
+@click.argument("zone", metavar="ZONE")
+@json_option
+@pass_session
+def show_list(session: Session, zone: str) -> None:
+    """Show all that is known of the list ZONE."""
+    from policyd.cli.when import stamp
+
+    public = _public(session, zone)
+    for each in (found := [each for each in _records(session) if each["list"] == public]):
+        since = each.pop("since_wall")
+        if session.json:
+            continue
+        figures = {key: value for key, value in each["figures"].items() if value is not None}
+        lines = {
+            "list": each["list"],
+            "lists": each["lists"],
+            "state": each["state"],
+            "since": stamp(since) if since else "",
+            "why": each["why"],
+            "asked by": ", ".join(each["checks"]),
+            "tested": stamp(figures["tested_at"]) if figures.get("tested_at") else "",
+        }
+        names = {"alone": "hits of no other list", "latency_ms": "latency, ms", "slowest_ms": "slowest, ms"}
+        lines |= {names.get(key, key): figures[key] for key in _FIGURES if key in figures}
+        lines |= {f"hits of {other}, too": count for other, count in figures.get("overlap", {}).items()}
+        for key, value in lines.items():
+            if value != "":
+                click.echo(f"{key}: {escape(str(value))}")
+    if session.json:
+        session.data(found)
+
+
+@click.command()
+@click.argument("what", metavar="ADDRESS|DOMAIN")
+@json_option
+@pass_session
+def check(session: Session, what: str) -> int:
+    """Ask every configured list about an address or a domain, now and from here: answer, code, time.
+
+    Exit code 0: some list has it, 3: none has, 1: none could be asked. What the daemon remembers, and lists that are off,
+    play no part in this.
+    """
+    address = reversed_address(what)
+    name = address or policy_domain(what.rpartition("@")[2].removesuffix("."))
+    if not name:
+        raise click.UsageError(
+            f"{escape(what)!r} is no address and no domain; write one like 192.0.2.1 or example.org",
+            click.get_current_context(),
+        )
+    asking = [
+        (check_name, each)
+        for check_name, each in _checks(session)
+        if each.blocklists[0].domains != bool(address)
+    ]
+    if not asking:
+        kind = "addresses" if address else "domains"
+        raise NotFound(
+            f"no dnsbl check of {session.config_path} looks up {kind}; add one, see policyd-checks(7)"
+        )
+    lists = list(dict.fromkeys(each for _, check in asking for each in check.blocklists))
+    said = asyncio.run(_ask(session.config, lists, name))
+    if session.json:
+        session.data(_check_record(what, asking, said))
+    else:
+        for line in _check_lines(what, asking, said):
+            click.echo(line)
+    if any(each.listing.codes for each in said.values()):
+        return 0
+    return NOT_LISTED if any(each.listing.known for each in said.values()) else 1
+
+
+# --- the lists of the configuration -----------------------------------------------------------------------------------
+
+
+def _lists(session: Session) -> list[tuple[str, Blocklist]]:
+    """The lists of the configuration, and the check that asks each."""
+    from policyd.checks import dnsbl
+
+    return [
+        (section.name, each)
+        for section in session.config.checks
+        if isinstance(section.options, dnsbl.Options)
+        for each in dnsbl.lists_of(section.options)
+    ]
+
+
+def _checks(session: Session) -> list[tuple[str, Check]]:
+    """The dnsbl checks of the configuration, by name.
+
+    :raises UserError: one does not take its options.
+    """
+    from policyd.checks import Context, dnsbl
+
+    found = []
+    for section in session.config.checks:
+        if isinstance(section.options, dnsbl.Options):
+            try:
+                check = dnsbl.Check(section.options, Context(section.name, section.direction))
+            except ValueError as error:
+                raise UserError(f"{section.place}: check {section.name!r}: {error}") from None
+            found.append((section.name, check))
+    return found
+
+
+def _public(session: Session, zone: str, *, even_gone: bool = False) -> str:
+    """The public name of a list that ``zone`` names.
+
+    :raises NotFound: no check asks it.
+    """
+    wanted = zone.strip().lower().removesuffix(".").removeprefix(SUBJECT)
+    lists = [each for _, each in _lists(session)]
+    for each in lists:
+        if wanted in (each.zone, each.public):
+            return each.public
+    # In a file with errors the check that asks it may be one of those that cannot be read.
+    if even_gone or session.rescued is not None:
+        return public_name(wanted)
+    names = list(dict.fromkeys(each.public for each in lists))
+    near = did_you_mean(wanted, names) or (f"; they ask {', '.join(names)}" if names else "")
+    raise NotFound(f"no dnsbl check of {session.config_path} asks {escape(public_name(wanted))!r}{near}")
+
+
+def _records(session: Session) -> list[dict[str, Any]]:
+    """Each list of the configuration, with what the daemon last wrote of it."""
+    from policyd.cli.when import iso
+    from policyd.store import admin
+    from policyd.store.health import read_health
+
+    with session.reading() as connection:
+        times = Times.of(connection)
+        modes = {row.name: row for row in admin.rows(connection, "check_mode", times.now)}
+        health = read_health(connection, SUBJECT)
+    asked_by: dict[tuple[str, bool], list[str]] = {}
+    for name, blocklist in _lists(session):
+        asked_by.setdefault((blocklist.public, blocklist.domains), []).append(name)
+    if health and times.now + times.ahead - max(each.at for each in health) > STALE:
+        session.note("policyd does not run; these are the figures of its end")
+    records = []
+    for (public, domains), names in asked_by.items():
+        known = _of(health, public, domains)
+        row = modes.get(SUBJECT + public)
+        state, why = (
+            (known.state, str(known.figures.get("why", "")))
+            if known
+            else ("unknown", "policyd has not run with it")
+        )
+        if row is not None and row.mode == OFF:
+            state, why = "off", _why_off(row, times)
+        records.append(
+            {
+                "list": public,
+                "lists": "domains" if domains else "addresses",
+                "state": state,
+                "since": iso(known.since) if known else None,
+                "since_wall": known.since if known else 0,
+                "why": why,
+                "checks": names,
+                "figures": known.figures if known else {},
+            }
+        )
+    return records
+
+
+def _of(health: Sequence[Health], public: str, domains: bool) -> Health | None:
+    kind = "domains" if domains else "addresses"
+    subjects = (SUBJECT + public, f"{SUBJECT}{public} ({kind})")
+    fitting = (each for each in health if each.subject in subjects and each.figures.get("lists") == kind)
+    return next(fitting, None)
+
+
+def _why_off(row: CheckMode, times: Times) -> str:
+    return f"set by {row.author} until {times.until(row.expires_at)}" + (
+        f": {row.reason}" if row.reason else ""
+    )
+
+
+def _most_like(figures: dict[str, Any]) -> str:
+    overlap, hits = figures.get("overlap"), figures.get("hits")
+    if not overlap or not hits:
+        return ""
+    other = max(overlap, key=overlap.__getitem__)
+    return f"{other} {100 * overlap[other] // hits}%"
+
+
+# --- dnsbl check ------------------------------------------------------------------------------------------------------
+
+
+class Said(NamedTuple):
+    """What one list said, its own text on it, and what it took, s."""
+
+    listing: Listing
+    text: str
+    seconds: float
+
+
+async def _ask(config: Config, lists: Sequence[Blocklist], name: str) -> dict[Blocklist, Said]:
+    from policyd.dns.resolver import Resolver
+    from policyd.dns.zones import Zones
+
+    resolver = Resolver(config.dns.nameservers, config.dns.timeout / 1000)
+    zones = Zones(resolver)
+    due = time.monotonic() + PATIENCE
+
+    async def one(blocklist: Blocklist) -> Said:
+        began = time.monotonic()
+        (listing,) = await zones.look_up([blocklist], name, due)
+        took = time.monotonic() - began
+        text = await zones.text(blocklist, name, due) if listing.codes else ""
+        return Said(listing, text, took)
+
+    try:
+        return dict(zip(lists, await asyncio.gather(*map(one, lists)), strict=True))
+    finally:
+        await resolver.close()
+
+
+def _answer(listing: Listing) -> str:
+    if listing.codes:
+        return " ".join(listing.codes)
+    return "not listed" if listing.known else f"does not count: {listing.why}"
+
+
+def _check_lines(what: str, asking: Sequence[tuple[str, Check]], said: dict[Blocklist, Said]) -> list[str]:
+    rows = [
+        (each.public, _answer(its.listing), f"{1000 * its.seconds:.0f} ms", its.text[:120])
+        for each, its in said.items()
+    ]
+    lines = [table(("list", "answer", "took", "says"), rows), ""]
+    for name, check in asking:
+        total = check.add_up(check.blocklists, [said[each].listing for each in check.blocklists])
+        meaning = "listed" if total.named is not None else "not refused"
+        lines.append(
+            f"check {name}: score {total.score}, refused from {check.threshold} on: {escape(what, 100)} is {meaning}"
+        )
+    return lines
+
+
+def _check_record(
+    what: str, asking: Sequence[tuple[str, Check]], said: dict[Blocklist, Said]
+) -> dict[str, Any]:
+    checks = []
+    for name, check in asking:
+        total = check.add_up(check.blocklists, [said[each].listing for each in check.blocklists])
+        checks.append(
+            {
+                "check": name,
+                "score": total.score,
+                "threshold": check.threshold,
+                "listed": total.named is not None,
+            }
+        )
+    return {
+        "what": what,
+        "lists": [
+            {
+                "list": each.public,
+                "codes": list(its.listing.codes),
+                "known": its.listing.known,
+                "why": its.listing.why,
+                "text": its.text,
+                "ms": round(1000 * its.seconds, 1),
+            }
+            for each, its in said.items()
+        ],
+        "checks": checks,
+    }
