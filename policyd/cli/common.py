@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: postconf(5) check_policy_service: default_action, or smtpd_policy_service_default_action.
+NOT_RUNNING = "policyd does not run: Postfix answers what default_action of its check_policy_service says, 451 without one"
+UNKNOWN_RUNNING = "whether policyd runs is unknown; run policyctl as root"
+
 
 class Unreachable(PolicydError):
     """The daemon does not answer; exit code 4."""

@@ -18,7 +18,8 @@ from policyd.cli.common import (
     values_of,
 )
 from policyd.errors import NotFound
-from policyd.steering import Entry, canonical_value
+from policyd.match import domain_of
+from policyd.steering import Entry, Listing, canonical_value, client_network
 
 F = TypeVar("F", bound=Callable[..., Any])
 _COLUMNS = ("kind", "value", "until", "author", "set", "reason")
@@ -113,8 +114,7 @@ def remove(session: Session, table: str, kind: str, arguments: Sequence[str], te
         for value in values:
             entry = change.drop(table, kind, value)
             if entry is None:
-                there = [row for row in admin.rows(connection, table, change.now) if row.kind == kind]
-                raise NotFound(_missing(session, table, kind, value, [row.value for row in there]))
+                raise NotFound(_missing(table, kind, value, admin.rows(connection, table, change.now), times))
             change.record(
                 f"{words.remove} {kind}", value or "<>", f"was until {times.until(entry.expires_at)}"
             )
@@ -130,12 +130,11 @@ def listing(session: Session, table: str, kind: str | None, values: Sequence[str
     wanted = [canonical(session, kind, value) for value in values] if kind else []
     with session.reading() as connection:
         times = Times.of(connection)
-        entries = admin.rows(connection, table, times.now)
-    if kind:
-        entries = [entry for entry in entries if entry.kind == kind]
+        every = admin.rows(connection, table, times.now)
+    entries = [entry for entry in every if kind in (None, entry.kind)]
     for value in wanted:
-        if value not in (there := [entry.value for entry in entries]):
-            raise NotFound(_missing(session, table, str(kind), value, there))
+        if value not in [entry.value for entry in entries]:
+            raise NotFound(_missing(table, str(kind), value, every, times))
     if wanted:
         entries = [entry for entry in entries if entry.value in wanted]
     session.show(
@@ -172,10 +171,43 @@ def warn_without(session: Session, use: str, table: str) -> None:
         )
 
 
-def _missing(session: Session, table: str, kind: str, value: str, there: list[str]) -> str:
+def _missing(table: str, kind: str, value: str, there: list[Entry], times: Times) -> str:
     words = _WORDS[table]
-    near = did_you_mean(value, there, 0.85) or f"; policyctl {words.listed} lists what is"
-    return f"{kind} {shown(value)} is not {words.done}{near}"
+    wider = _around(kind, value, there, times.now)
+    if wider is not None:
+        until = f"until {times.until(wider.expires_at)}"
+        return (
+            f"{kind} {shown(value)} is not {words.done} itself: {wider.kind} {shown(wider.value)} is, by "
+            f"{escape(wider.author) or 'somebody'} {until}, and that covers it; "
+            f"'policyctl {words.remove} {wider.kind} {shown(wider.value)}' takes back the whole of it"
+        )
+    near = did_you_mean(value, [entry.value for entry in there if entry.kind == kind], 0.85)
+    return f"{kind} {shown(value)} is not {words.done}{near or f'; policyctl {words.listed} lists what is'}"
+
+
+def _around(kind: str, value: str, there: list[Entry], now: int) -> Entry | None:
+    """The smallest entry in force that covers ``value`` without being for it alone."""
+    listing = Listing()
+    for entry in there:
+        listing.put(entry)
+    if kind == "domain":
+        return listing.domain(value, now)
+    if kind == "sender":
+        return listing.domain(domain_of(value), now) if value else None
+    if kind != "client":
+        return None
+    network = client_network(value)
+    if network is None:
+        return listing.domain(value, now, "client")
+    around = [
+        (other.prefixlen, entry)
+        for entry in there
+        if entry.kind == "client"
+        and (other := client_network(entry.value)) is not None
+        and other.version == network.version
+        and network.subnet_of(other)  # type: ignore[arg-type]
+    ]
+    return max(around)[1] if around else None
 
 
 def kind_argument(kinds: Sequence[str], required: bool = True) -> Callable[[F], F]:

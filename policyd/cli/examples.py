@@ -1,4 +1,4 @@
-"""Requests made up to ask what would become of such mail: an account's usual one, and one that fits a ban."""
+"""Requests made up to ask what would become of such mail: an account's or a client's usual one, and one that fits a ban."""
 
 from __future__ import annotations
 
@@ -33,6 +33,25 @@ def typical(
     request = site.request(attributes, last.listener if last is not None else "", "submission")
     # Accounts that are no logins (cert:, client:) go by no attribute of a single name.
     return request._replace(account=account), rows[0] if rows else None
+
+
+def from_client(
+    site: Site, connection: sqlite3.Connection, address: str
+) -> tuple[Request, read.Logged | None]:
+    """A small message from the client ``address``, as its last one was, and the newest decision on a request of it."""
+    rows = read.decisions(connection, read.Wanted(client=address), 20)
+    last = next((row for row in rows if row.sender and not row.user), rows[0] if rows else None)
+    attributes = {
+        "protocol_state": END_OF_MESSAGE,
+        # A name that nobody has (RFC 2606): what is found out is about the client.
+        "sender": last.sender if last is not None and last.sender else "x@client.invalid",
+        "client_address": address,
+        "client_name": last.client_name if last is not None else "",
+        "helo_name": last.helo if last is not None else "",
+        "recipient_count": str(SMALL["recipients"]),
+        "size": str(SMALL["bytes"]),
+    }
+    return site.request(attributes, last.listener if last is not None else ""), rows[0] if rows else None
 
 
 def fitting(site: Site, kind: str, value: str, direction: str) -> Request:

@@ -89,10 +89,18 @@ def explain(session: Session, what: tuple[str, ...]) -> None:
                 f"{escape(text, 80)!r} names no decision that is kept; a reference, queue id or instance is wanted "
                 "(see 'policyctl log --since 1h'; how long decisions are kept is [keep] decisions)"
             )
-        # The one that matters of several: the refusal, else the last word.
+        instance = rows[-1].instance
+        if by == "queue_id" and any(row.instance != instance for row in rows):
+            queue_id = escape(rows[-1].queue_id)
+            session.note(
+                f"several mails had this queue id; this is the last one, 'policyctl log --queue-id {queue_id}' lists all"
+            )
+        if instance and by != "instance":
+            # At the first recipient there is no queue id yet, and only a refusal has a reference.
+            mail = decisions(connection, Wanted(instance=instance), SIBLINGS)[::-1]
+            rows = mail if by == "queue_id" else [*(other for other in mail if other != rows[-1]), rows[-1]]
+        # The one that matters of several: what has this reference, the refusal, else the last word.
         row = next((row for row in reversed(rows) if row.verdict != "pass"), rows[-1])
-        if by == "ref" and row.instance:
-            rows = decisions(connection, Wanted(instance=row.instance), SIBLINGS)[::-1]
         policy_now = session.config.policy_version
     if session.json:
         session.data(

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from typing import Any
 
 import click
 
 from policyd.answer import escape
-from policyd.cli.common import Session, Times, json_option, pass_session, table
+from policyd.cli.common import (
+    NOT_RUNNING,
+    UNKNOWN_RUNNING,
+    Session,
+    Times,
+    json_option,
+    pass_session,
+    table,
+)
 from policyd.cli.when import iso, spoken
 from policyd.request import END_OF_MESSAGE, MX, RCPT, SUBMISSION
 from policyd.units import DAY, HOUR, format_duration, format_size
@@ -70,6 +79,7 @@ def _look(session: Session, connection: sqlite3.Connection, running: bool | None
     ]
     found: dict[str, Any] = {
         "running": running,
+        "pid": daemon_pid(session.database) if running else None,
         "policy_of_file": config.policy_version or None,
         "policy_of_last_decision": newest[0].policy if newest else None,
         "last_decision": iso(newest[0].wall_at) if newest else None,
@@ -101,13 +111,7 @@ def _look(session: Session, connection: sqlite3.Connection, running: bool | None
         "wall_ahead_of_ledger_ms": times.ahead,
     }
     found["warnings"] = [
-        *(
-            []
-            if running
-            else ["whether policyd runs is unknown; run policyctl as root"]
-            if running is None
-            else ["policyd does not run: Postfix answers by smtpd_policy_service_default_action meanwhile"]
-        ),
+        *([] if running else [UNKNOWN_RUNNING if running is None else NOT_RUNNING]),
         *_policy_warnings(found),
         *_stage_warnings(session, stages, bool(newest)),
         *_file_warnings(session, files),
@@ -117,6 +121,22 @@ def _look(session: Session, connection: sqlite3.Connection, running: bool | None
             f"the wall clock was stepped by {(times.ahead - before) / 1000:+.0f} s; limits and bans go on by elapsed time"
         )
     return found
+
+
+def daemon_pid(database: str) -> int | None:
+    """The process that holds the daemon's lock (proc(5), /proc/locks); ``None`` where that cannot be told."""
+    try:
+        status = os.stat(f"{database}.daemon-lock")
+        with open("/proc/locks", encoding="ascii", errors="replace") as locks:
+            lines = [line.split() for line in locks]
+    except OSError:
+        return None
+    file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    for words in lines:
+        # 1: FLOCK  ADVISORY  WRITE 4711 fe:00:131082 0 EOF
+        if words[1:2] == ["FLOCK"] and words[3:4] == ["WRITE"] and words[5:6] == [file]:
+            return int(words[4]) if words[4].isdigit() and int(words[4]) else None
+    return None
 
 
 def _policy_warnings(found: dict[str, Any]) -> list[str]:
@@ -194,8 +214,9 @@ def _file_warnings(session: Session, files: dict[str, int]) -> list[str]:
 
 def _lines(found: dict[str, Any]) -> list[str]:
     running = found["running"]
-    said = {True: ("policyd runs", "green"), False: ("policyd does not run", "red")}
-    text, color = said.get(running, ("whether policyd runs is unknown; run policyctl as root", "yellow"))
+    pid = f", pid {found['pid']}" if found["pid"] else ""
+    said = {True: (f"policyd runs{pid}", "green"), False: ("policyd does not run", "red")}
+    text, color = said.get(running, (UNKNOWN_RUNNING, "yellow"))
     lines = [click.style(text, fg=color, bold=True)]
     last = found["last_decision"]
     lines.append(

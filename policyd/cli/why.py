@@ -3,42 +3,83 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from policyd.answer import escape
-from policyd.cli.common import Session, Times, account_of, json_option, pass_session
+from policyd.cli.common import (
+    NOT_RUNNING,
+    UNKNOWN_RUNNING,
+    Session,
+    Times,
+    account_of,
+    json_option,
+    pass_session,
+)
 from policyd.cli.when import iso, stamp
+from policyd.match import parse_address
+from policyd.opinion import SHADOW
 from policyd.request import END_OF_MESSAGE, RCPT
+from policyd.steering import client_network
 
 if TYPE_CHECKING:
     import sqlite3
 
     from policyd.cli.offline import Offline, Usage
     from policyd.steering import Entry
-    from policyd.store.read import Logged
+    from policyd.store.read import Logged, Wanted
+
+
+class Subject(NamedTuple):
+    """Who is asked about: an account, or a client by its address."""
+
+    name: str
+    is_client: bool
+
+    def wanted(self, action: str = "") -> Wanted:
+        """Its decisions."""
+        from policyd.store.read import Wanted
+
+        if self.is_client:
+            return Wanted(client=self.name, action=action)
+        return Wanted(user=self.name, action=action)
+
+
+def _subject(session: Session, text: str) -> Subject:
+    bare = text.strip().strip("[]")
+    address = parse_address(bare)
+    if address is not None:
+        return Subject(str(address), True)
+    if client_network(bare) is not None and "/" in bare:
+        raise click.UsageError(
+            f"{text!r} is a network; write one address of it, or 'policyctl ban show client {escape(bare)}'",
+            click.get_current_context(),
+        )
+    return Subject(account_of(session, text), False)
 
 
 @click.command()
-@click.argument("user")
+@click.argument("user", metavar="USER|ADDRESS")
 @json_option
 @pass_session
 def why(session: Session, user: str) -> None:
     """Can this account send now? If not: which rule, the numbers, when it can, and the command that helps.
 
-    Decides a small message as the daemon would, sent from where the account's last one came from.
+    Decides a small message as the daemon would, sent from where the account's last one came from. Of a client's ADDRESS:
+    the same for mail from there, by what is known without the DNS.
     """
     from policyd.cli.offline import Offline
     from policyd.cli.quota_show import must_be_known
     from policyd.store import locks
 
-    account = account_of(session, user)
+    subject = _subject(session, user)
     with session.reading() as connection:
-        must_be_known(connection, session, account)
+        if not subject.is_client:
+            must_be_known(connection, session, subject.name)
         offline = Offline(session.config, connection, session.warn)
         times = Times(offline.now, Times.of(connection).ahead)
-        found = Findings(session, offline, account, times, locks.daemon_running(session.database))
+        found = Findings(session, offline, subject, times, locks.daemon_running(session.database))
         found.look(connection)
     if session.json:
         session.data(found.record())
@@ -48,14 +89,14 @@ def why(session: Session, user: str) -> None:
 
 
 class Findings:
-    """What is found out about one account."""
+    """What is found out about one account or client."""
 
     def __init__(
-        self, session: Session, offline: Offline, account: str, times: Times, running: bool | None
+        self, session: Session, offline: Offline, subject: Subject, times: Times, running: bool | None
     ) -> None:
         self._session = session
         self._offline = offline
-        self.account = account
+        self.subject = subject
         self.times = times
         self.running = running
         self.last: Logged | None = None
@@ -69,11 +110,15 @@ class Findings:
 
     def look(self, connection: sqlite3.Connection) -> None:
         """Ask everything that is to be told."""
+        from policyd.cli.examples import from_client
         from policyd.cli.offline import logged
         from policyd.store import read
 
         offline = self._offline
-        request, self.last = offline.typical(self.account)
+        if self.subject.is_client:
+            request, self.last = from_client(offline.config.site, connection, self.subject.name)
+        else:
+            request, self.last = offline.typical(self.subject.name)
         # First of all: a counter that cannot be read ends it here, in one line.
         self.usages = offline.usage(request)
         # An account without any room is refused at RCPT already; what only that stage is asked about counts, too.
@@ -82,7 +127,7 @@ class Findings:
             if self.decision.verdict != "pass":
                 break
         self.bans, self.masked = offline.bans(request)
-        refusals = read.decisions(connection, read.Wanted(user=self.account, action="refuse"), 1)
+        refusals = read.decisions(connection, self.subject.wanted("refuse"), 1)
         self.last_refusal = refusals[0] if refusals else None
         self._remark()
 
@@ -91,16 +136,18 @@ class Findings:
 
         now = self.times.now
         if self.running is None:
-            self.remarks.append("whether policyd runs is unknown; run policyctl as root")
+            self.remarks.append(UNKNOWN_RUNNING)
         elif not self.running:
-            self.remarks.append(
-                "policyd does not run: Postfix answers by smtpd_policy_service_default_action meanwhile"
-            )
+            self.remarks.append(NOT_RUNNING)
+        if self.subject.is_client:
+            self.remarks.append("what the DNS says of this client is not asked here")
         if self.last is None:
             self.remarks.append(
-                f"no mail of this account is in the decisions that are kept; {_WHERE_TO_LOOK}"
+                "no mail from this client is in the decisions that are kept"
+                if self.subject.is_client
+                else f"no mail of this account is in the decisions that are kept; {_WHERE_TO_LOOK}"
             )
-        elif self.last.at < now - DAY:
+        elif self.last.at < now - DAY and not self.subject.is_client:
             self.remarks.append(
                 f"Postfix has not asked about it since {stamp(self.last.wall_at)}; {_WHERE_TO_LOOK}"
             )
@@ -117,10 +164,13 @@ class Findings:
             self.remarks.append(
                 f"the ban of {ban.kind} {escape(ban.value) or '<>'} has no effect on this mail: {allowed} comes before it"
             )
-        configured = {rule.name: rule.mode for rule in self._offline.engine.rules}
-        if "shadow" in configured.values():
-            names = ", ".join(escape(name) for name, mode in configured.items() if mode == "shadow")
-            self.remarks.append(f"only in shadow, by the configuration: {names}")
+        shadowed = [
+            escape(rule.name)
+            for rule in self._offline.engine.rules
+            if rule.mode == SHADOW == self._offline.mode(rule)
+        ]
+        if shadowed:
+            self.remarks.append(f"only in shadow, by the configuration: {', '.join(shadowed)}")
 
     @property
     def can_send(self) -> bool:
@@ -142,12 +192,14 @@ class Findings:
             commands += [
                 f"policyctl unban {ban.kind} {shlex.quote(escape(ban.value) or '<>')}" for ban in self.bans
             ]
-        account = shlex.quote(escape(self.account))
+        name = shlex.quote(escape(self.subject.name))
         for usage in self.full:
             if usage.scope == "user":
                 commands.append(
-                    f"policyctl quota grant {account} {max(usage.limit.amount, 10)} {usage.limit.unit} --for 1d"
+                    f"policyctl quota grant {name} {max(usage.limit.amount, 10)} {usage.limit.unit} --for 1d"
                 )
+        if self.subject.is_client and not self.bans:
+            commands.append(f"policyctl allow client {name} --for 1d")
         if self.full and not commands:
             commands.append(f"policyctl check shadow {shlex.quote(self.decision.by)} --for 1h")
         if not commands and self.decision.by:
@@ -170,7 +222,8 @@ class Findings:
         at = self.can_send_at()
         refusal = self.last_refusal
         return {
-            "user": self.account,
+            "user": None if self.subject.is_client else self.subject.name,
+            "client": self.subject.name if self.subject.is_client else None,
             "can_send": self.can_send,
             "answer": self.decision.action,
             "check": self.decision.by,
@@ -207,9 +260,12 @@ class Findings:
         from policyd.cli.quota_show import usage_table
 
         assert self.decision is not None
-        name, row = escape(self.account), self.decision
+        name, row = escape(self.subject.name), self.decision
+        if self.subject.is_client:
+            name = f"client {name}"
         if self.can_send:
-            lines = [click.style(f"{name} can send now", fg="green", bold=True)]
+            by = f": {escape(row.reason, 300)}" if row.reason and row.by else ""
+            lines = [click.style(f"{name} can send now{by}", fg="green", bold=True)]
         else:
             verdict = "would be put on hold" if row.verdict == "hold" else "cannot send now"
             lines = [

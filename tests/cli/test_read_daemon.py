@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -144,7 +145,8 @@ def test_status_tells_whether_it_runs(sample: Sample, policyctl: Run) -> None:
     try:
         ran = policyctl("status", "--json")
         assert (ran.code, ran.json["running"]) == (0, True)
-        assert policyctl("status").out.startswith("policyd runs\n")
+        assert ran.json["pid"] == os.getpid()
+        assert policyctl("status").out.startswith(f"policyd runs, pid {os.getpid()}\n")
     finally:
         lock.release()
 

@@ -8,8 +8,8 @@ from datetime import datetime
 
 import pytest
 
-from policyd.cli.explain import clues
 from policyd.cli.decisions import reference_of
+from policyd.cli.explain import clues
 from policyd.cli.when import parse_past
 from policyd.units import HOUR
 from tests.cli.conftest import Run
@@ -180,6 +180,24 @@ def test_explain_lists_the_other_requests_of_the_mail(sample: Sample, policyctl:
     found = policyctl("explain", refused.settled.ref, "--json").json
     assert [other["recipient"] for other in found["same_mail"]] == ["a@example.net", "b@example.net"]
     assert "asked about 2 more times" in policyctl("explain", refused.settled.ref).out
+
+
+def test_a_queue_id_leads_to_the_whole_mail(sample: Sample, policyctl: Run) -> None:
+    """Postfix knows the queue id only after the first recipient; of a queue id used twice the newest mail is meant."""
+    sample.ask(instance="1a.2b.3b.0", queue_id="4F3A1B9999", recipient="", recipient_count="9")
+    sample.ask(protocol_state="RCPT", recipient="a@example.net", instance="1a.2b.3c.0", queue_id="")
+    for stage, recipient in (("RCPT", "b@example.net"), ("END-OF-MESSAGE", "")):
+        sample.ask(
+            protocol_state=stage,
+            recipient=recipient,
+            recipient_count="2",
+            instance="1a.2b.3c.0",
+            queue_id="4F3A1B9999",
+        )
+    ran = policyctl("explain", "4F3A1B9999", "--json")
+    assert (ran.json["verdict"], ran.json["stage"]) == ("pass", "END-OF-MESSAGE")
+    assert [other["recipient"] for other in ran.json["same_mail"]] == ["a@example.net", "b@example.net"]
+    assert "policyctl log --queue-id 4F3A1B9999" in ran.err
 
 
 def test_what_names_nothing_is_not_found(sample: Sample, policyctl: Run) -> None:

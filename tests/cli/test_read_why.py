@@ -305,3 +305,39 @@ def test_top_ranks_by_what_is_in_the_window(sample: Sample, policyctl: Run) -> N
         policyctl("quota", "top", "--per", "client").out == "nothing was counted per client in the last 1d\n"
     )
     assert policyctl("quota", "top", "--window", "soon").code == 2
+
+
+def test_only_what_is_in_shadow_now_is_told_to_be(sample: Sample, policyctl: Run) -> None:
+    """A check that the file has in shadow and that was set to enforce by hand does refuse."""
+    sample.ask()
+    assert "only in shadow, by the configuration: whole-server" in policyctl("why", "alice").out
+    assert policyctl("check", "enforce", "whole-server", "--for", "1h").code == 0
+    text = policyctl("why", "alice").out
+    assert "only in shadow" not in text
+    assert "check whole-server is set to enforce" in text
+
+
+def test_a_client_is_asked_about_by_its_address(sample: Sample, policyctl: Run) -> None:
+    """Which ban or allow holds for it, in whatever spelling; never taken for a login."""
+    sample.ask(sasl_method="", client_address="203.0.113.7", sender="x@example.net")
+    assert "client 203.0.113.7 can send now" in policyctl("why", "203.0.113.7").out
+    assert policyctl("ban", "client", "203.0.113.0/24", "--reason", "spam").code == 0
+    ran = policyctl("why", "[203.0.113.7]", "--json")
+    assert (ran.json["client"], ran.json["user"], ran.json["can_send"]) == ("203.0.113.7", None, False)
+    assert [ban["value"] for ban in ran.json["bans"]] == ["203.0.113.0/24"]
+    assert ran.json["helps"] == ["policyctl unban client 203.0.113.0/24"]
+    assert policyctl("allow", "client", "203.0.113.7").code == 0
+    found = policyctl("why", "203.0.113.7", "--json").json
+    assert found["can_send"] is True
+    assert any("the ban of client 203.0.113.0/24 has no effect" in remark for remark in found["remarks"])
+
+
+def test_a_client_never_seen_has_an_answer_too(sample: Sample, policyctl: Run) -> None:
+    """A ban holds for whoever has not come yet; a network is no client."""
+    assert policyctl("ban", "client", "2001:db8::/32").code == 0
+    found = policyctl("why", "2001:db8::7", "--json").json
+    assert (found["can_send"], found["check"]) == (False, "bans")
+    assert any("no mail from this client" in remark for remark in found["remarks"])
+    ran = policyctl("why", "203.0.113.0/24")
+    assert (ran.code, ran.out) == (2, "")
+    assert "is a network" in ran.err

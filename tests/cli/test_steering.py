@@ -607,3 +607,25 @@ def test_what_has_ended_is_not_loaded(place: Place) -> None:
     line = '{"table": "ban", "kind": "sender", "value": "a@example.net", "expires": "2020-01-01T00:00:00Z"}'
     assert place.run("load", "-", stdin=line).output == "1 expired\n"
     assert place.json("bans") == []
+
+
+@pytest.mark.parametrize(
+    ("banned", "asked", "says"),
+    [
+        (["client", "203.0.113.0/24"], ["client", "203.0.113.7"], "policyctl unban client 203.0.113.0/24"),
+        (["client", "203.0.113.0/24"], ["client", "203.0.113.0/26"], "policyctl unban client 203.0.113.0/24"),
+        (["client", "example.net"], ["client", "mx.example.net"], "policyctl unban client example.net"),
+        (["domain", "example.net"], ["domain", "sub.example.net"], "policyctl unban domain example.net"),
+        (["domain", ".example.net"], ["sender", "x@a.example.net"], "policyctl unban domain .example.net"),
+    ],
+)
+def test_what_holds_is_named_when_something_narrower_is_lifted(
+    place: Place, banned: list[str], asked: list[str], says: str
+) -> None:
+    """Nobody is left with "is not banned" of a client that is refused."""
+    assert place.run("ban", *banned).exit_code == 0
+    for words in (["unban"], ["ban", "show"]):
+        result = place.run(*words, *asked)
+        assert (result.exit_code, result.stdout) == (3, "")
+        assert says in result.stderr
+    assert len(place.ask("SELECT * FROM ban")) == 1
