@@ -20,8 +20,8 @@ TEST_EVERY, RETEST_EVERY, RETEST_SILENT = 1800.0, 60.0, 10.0
 BREAKER_REST = 1800.0
 #: A list that left so many look-ups in a row unanswered, over at least this time (s), does not answer.
 MOST_SILENT, SILENT_FOR = 10, 5.0
-#: Tests in a row without an answer that make a list silent.
-MOST_SILENT_TESTS = 3
+#: Tests in a row without an answer that make a list silent, and after which it is silent for long: once a minute will do.
+MOST_SILENT_TESTS, LONG_SILENT_TESTS = 3, 30
 #: The breaker looks at so many different clients, and takes a list out that lists more than this part of them, all alone.
 WINDOW, MOST_ALONE = 50, 0.9
 #: Unless it listed so many already before: then it is the clients, not the list.
@@ -151,8 +151,8 @@ class ListHealth:
 
     def test_unanswered(self, now: float) -> str:
         """A test brought no answer; why it is sick of that, if it is."""
-        self.next_test = now + RETEST_SILENT
         self._silent_tests += 1
+        self.next_test = now + self._retest(silent=True)
         return (
             f"left {self._silent_tests} tests unanswered" if self._silent_tests >= MOST_SILENT_TESTS else ""
         )
@@ -179,7 +179,7 @@ class ListHealth:
         self, why: str, now: float, wall: int, *, silent: bool = False, breaker: bool = False
     ) -> bool:
         """Something speaks against the list. Whether it was well before."""
-        self.next_test = now + (RETEST_SILENT if silent else RETEST_EVERY)
+        self.next_test = now + self._retest(silent)
         if not silent:
             self._taint([*self._recent, *(self._window if breaker else ())], now)
             self._recent.clear()
@@ -192,6 +192,9 @@ class ListHealth:
             self.sicknesses += 1
         self.why = why
         return first
+
+    def _retest(self, silent: bool) -> float:
+        return RETEST_SILENT if silent and self._silent_tests < LONG_SILENT_TESTS else RETEST_EVERY
 
     def figures(self) -> dict[str, Any]:
         """What ``policyctl dnsbl list`` shows."""

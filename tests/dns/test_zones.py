@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from policyd.blocklists import Blocklist, Listing, mapped_name, reversed_address
+from policyd.desk import _finish
 from policyd.dns import health, zones
 from policyd.dns.zones import Zones
 from policyd.lookup import FOUND, NXDOMAIN, UNKNOWN, Found
@@ -53,12 +54,15 @@ class World:
         self.now = 1000.0
         self.lists: dict[str, Callable[[str], Found]] = {}
         self.asked: Counter[str] = Counter()
-        self.forgotten: list[str] = []
+        self.forgotten: set[str] = set()
+        self.asked_fresh: set[str] = set()
         self.held: asyncio.Event | None = None
         self.zones = Zones(self, clock=lambda: self.now, wall=lambda: self.now + 1_800_000_000)
 
     async def ask(self, name: str, rdtype: str, due: float) -> Found:
         self.asked[name] += 1
+        if name in self.forgotten:
+            self.asked_fresh.add(name)
         await asyncio.sleep(0)
         if self.held is not None:
             await self.held.wait()
@@ -68,7 +72,7 @@ class World:
         return NOTHING
 
     def forget(self, name: str, rdtype: str) -> None:
-        self.forgotten.append(name)
+        self.forgotten.add(name)
 
     async def with_list(self, *lists: Blocklist) -> Zones:
         """The zones once the first tests are done."""
@@ -112,7 +116,7 @@ async def test_the_test_entries_are_those_of_rfc_5782() -> None:
     ]
     assert [world.asked[name] for name in names] == [1] * 6
     # What is remembered anywhere is no answer to a test.
-    assert set(names) <= set(world.forgotten)
+    assert set(names) <= world.asked_fresh
     world.now += 1799
     await world.zones.test_due()
     assert [world.asked[name] for name in names] == [1] * 6
@@ -384,6 +388,22 @@ async def test_tests_without_an_answer_make_a_list_silent_only_after_three() -> 
     assert world.state() == ("sick", "left 3 tests unanswered (timeout)")
 
 
+@on_loop
+async def test_a_list_that_is_silent_for_long_is_asked_once_a_minute() -> None:
+    """A dead zone must not cost five questions every ten seconds for years."""
+    world = World()
+    world.lists[BL.zone] = lambda name: SILENT
+    await world.with_list(BL)
+    for _ in range(40):
+        world.now += 10
+        await world.zones.test_due()
+    world.asked.clear()
+    for _ in range(60):
+        world.now += 10
+        await world.zones.test_due()
+    assert world.asked[f"2.0.0.127.{BL.zone}"] == 10
+
+
 # --- domains, lists without entries --------------------------------------------------------------------------------------
 
 
@@ -626,6 +646,19 @@ async def test_a_mail_that_gives_up_leaves_the_question_to_the_others() -> None:
 
 
 @on_loop
+async def test_a_check_asks_from_outside_of_any_task() -> None:
+    """As the chain is driven: first by hand in a callback, then within a task, on what it awaited."""
+    world = World()
+    await world.with_list(BL)
+    loop = asyncio.get_running_loop()
+    look_up: Any = world.zones.look_up([BL], LISTED, 1e12)
+    begun: asyncio.Future[Any] = loop.create_future()
+    loop.call_soon(lambda: begun.set_result(loop.create_task(_finish(look_up, look_up.send(None)))))
+    listings: Any = await (await begun)
+    assert listings[0].codes == ("127.0.0.2",)
+
+
+@on_loop
 async def test_the_text_of_a_list_is_its_txt_record() -> None:
     """The first one, its key left out; nothing when there is none, or no answer."""
     world = World()
@@ -635,6 +668,17 @@ async def test_the_text_of_a_list_is_its_txt_record() -> None:
     assert await world.zones.text(secret, LISTED, 1e12) == "... says: caf\u00e9 \ufffd"
     world.lists[secret.zone] = lambda name: SILENT
     assert await world.zones.text(secret, LISTED, 1e12) == ""
+
+
+def test_the_breakers_rest_is_not_cut_short() -> None:
+    """Whatever has it tested earlier: a test is passed all the same, and says nothing about the sudden rise."""
+    one = health.ListHealth(0.0, 0)
+    one.fall_sick("lists everybody", 0.0, 0, breaker=True)
+    one.fall_sick("left 10 look-ups in a row unanswered", 1.0, 0, silent=True)
+    assert one.next_test < 60.0
+    assert not one.test_passed(60.0, 0)
+    assert one.state == "sick"
+    assert one.test_passed(health.BREAKER_REST, 0)
 
 
 def test_what_was_listed_meanwhile_is_bounded() -> None:
