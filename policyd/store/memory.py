@@ -1,8 +1,11 @@
 """Remembered facts (``memory`` table): read and written a batch at a time, bounded per kind, what expires first goes first.
 
-The bound is kept where rows are written: a flood makes its own room, by the facts of its kind that expire first. What is
-held in memory is a small cache of the table; whoever else deletes rows says so in the change table, and then all of it is
-dropped. While the database is in trouble, what is decided waits here until it can be written.
+Each kind has a hand that goes round its rows in the order of their keys, counts them, and deletes what has expired; when
+a kind comes near its bound it also deletes the quarter that expires first, and is driven by the writing itself: for
+each row that comes in it looks at eight. So the bound holds under any flood, and neighbours go together: a delete costs
+no page of its own, and no index by time is needed. What is held in memory of the table is a small cache; whoever else
+deletes rows says so in the change table, and then all of it is dropped. While the database is in trouble, what is decided
+waits here until it can be written.
 """
 
 from __future__ import annotations
@@ -15,24 +18,21 @@ from typing import NamedTuple
 
 from policyd.opinion import Memory, MemoryKey
 from policyd.store.statements import MOST, chunked, flat, values
-from policyd.units import HOUR, SECOND
+from policyd.units import HOUR, MINUTE
 
-#: Rows of each kind unless the configuration says otherwise; a greylist triplet takes about 300 octets.
+#: Rows of each kind unless the configuration says otherwise; a greylist triplet takes about 150 octets.
 ROWS = 1_000_000
 #: Facts that are kept while they cannot be written; one that is lost costs one mail another delay.
 UNWRITTEN = 20_000
 #: Facts of the table that are held in memory.
 CACHED = 8_000
-#: Rows deleted, and rows counted, in one step.
-STEP_ROWS = 300
-COUNTED_ROWS = 5_000
-#: Between two counts of all rows, ms of ledger time: what others delete is noticed then.
-COUNT_AGAIN = HOUR
-#: Between two looks at what has expired, ms of ledger time.
-LOOK = 10 * SECOND
+#: Rows that a hand looks at in one step of upkeep, and for each row that is written.
+STEP_ROWS = 500
+ROWS_EACH = 8
+#: A hand begins another round so long after it ended one, ms of ledger time.
+ROUND = HOUR
 
 Row = tuple[str, str, int, int, int, int]
-_FIRST = ("", "")
 
 
 @lru_cache(maxsize=MOST)
@@ -53,20 +53,102 @@ def _upsert(rows: int) -> str:
     )
 
 
-_EVICT = (
-    "DELETE FROM memory WHERE kind = ?1 AND key IN "
-    "(SELECT key FROM memory WHERE kind = ?1 ORDER BY expires_at LIMIT ?2) RETURNING kind, key"
-)
-_EXPIRE = (
-    "DELETE FROM memory WHERE kind = ?1 AND key IN "
-    "(SELECT key FROM memory WHERE kind = ?1 AND expires_at <= ?3 ORDER BY expires_at LIMIT ?2) RETURNING kind, key"
-)
-_EXPIRED = "SELECT 1 FROM memory WHERE kind = ?1 AND expires_at <= ?2 LIMIT 1"
+_LOOK = "SELECT key, expires_at FROM memory WHERE kind = ? AND key > ? ORDER BY key LIMIT ?"
+_DELETE = "DELETE FROM memory WHERE kind = ? AND key > ? AND key <= ? AND expires_at <= ?"
 _KINDS = (
     "WITH RECURSIVE k (kind) AS (SELECT min(kind) FROM memory UNION ALL "
     "SELECT (SELECT min(kind) FROM memory WHERE memory.kind > k.kind) FROM k WHERE kind IS NOT NULL) "
     "SELECT kind FROM k WHERE kind IS NOT NULL"
 )
+
+
+class Pass(NamedTuple):
+    """What a hand did in a transaction that is not committed yet."""
+
+    cursor: str
+    seen: dict[int, int]
+    deleted: list[tuple[str, int]]
+
+
+class Hand:
+    """Goes round the rows of one kind. Counts are by the minute in which rows expire."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        #: Rows, once a round has ended; ``None``: not known yet.
+        self.total: int | None = None
+        self.by_minute: dict[int, int] = {}
+        self.cursor = ""
+        self._seen: dict[int, int] = {}
+        #: In this round rows go that expire by then, ms.
+        self._limit = 0
+        self._crowded = False
+        #: When the last round ended, ms.
+        self.ended_at = -ROUND
+
+    def crowd(self, more: int, cap: int) -> bool:
+        """Whether room has to be made, with ``more`` rows to come: an eighth of the bound is for what comes meanwhile."""
+        crowded = self.total is not None and self.total + more > cap - cap // 8
+        if crowded and not self._crowded:
+            self._limit = max(self._limit, self._first_quarter())
+        self._crowded = crowded
+        return crowded
+
+    def _first_quarter(self) -> int:
+        """The time by which the quarter of the rows has expired that goes first, ms."""
+        left = (self.total or 0) / 4
+        for minute in sorted(self.by_minute):
+            left -= self.by_minute[minute]
+            if left <= 0:
+                return (minute + 1) * MINUTE - 1
+        return 0
+
+    def look(self, connection: sqlite3.Connection, rows: int, now: int) -> Pass:
+        """Look at the next ``rows`` rows and delete those that have to go, within the caller's transaction."""
+        limit = max(self._limit, now)
+        found = connection.execute(_LOOK, (self.kind, self.cursor, rows)).fetchall()
+        deleted = [row for row in found if row[1] <= limit]
+        if deleted:
+            connection.execute(_DELETE, (self.kind, self.cursor, found[-1][0], limit))
+        seen: dict[int, int] = {}
+        for _, expires_at in found:
+            if expires_at > limit:
+                minute = expires_at // MINUTE
+                seen[minute] = seen.get(minute, 0) + 1
+        return Pass(found[-1][0] if len(found) == rows else "", seen, deleted)
+
+    def add(self, key: str, expires_at: int, number: int) -> None:
+        """A row came (1) or went (-1)."""
+        minute = expires_at // MINUTE
+        if self.total is not None:
+            self.total += number
+            _add(self.by_minute, minute, number)
+        # What the hand has not reached yet it will count, or not find, when it comes by.
+        if key <= self.cursor:
+            _add(self._seen, minute, number)
+
+    def took(self, passed: Pass, now: int) -> None:
+        """The transaction of a :meth:`look` was committed."""
+        if self.total is not None:
+            self.total -= len(passed.deleted)
+            for _, expires_at in passed.deleted:
+                _add(self.by_minute, expires_at // MINUTE, -1)
+        for minute, number in passed.seen.items():
+            _add(self._seen, minute, number)
+        self.cursor = passed.cursor
+        if not self.cursor:
+            self.by_minute, self._seen = self._seen, {}
+            self.total = sum(self.by_minute.values())
+            self.ended_at = now
+            self._limit = self._first_quarter() if self._crowded else 0
+
+
+def _add(counts: dict[int, int], minute: int, number: int) -> None:
+    left = counts.get(minute, 0) + number
+    if left > 0:
+        counts[minute] = left
+    else:
+        counts.pop(minute, None)
 
 
 class Memories:
@@ -81,13 +163,11 @@ class Memories:
         self._fresh: dict[MemoryKey, Memory] = {}
         #: Of batches that were decided and could not be written.
         self._unwritten: dict[MemoryKey, Memory] = {}
-        #: Rows of each kind, as far as they were counted: up to the cursor, without one all.
-        self._counts: dict[str, int] = {}
-        self._cursor: tuple[str, str] | None = _FIRST
-        self._counted_at = 0
-        self._next_look = 0
-        #: What a transaction under way does to the counts.
-        self._pending: list[tuple[str, str, int]] = []
+        self._hands: dict[str, Hand] = {}
+        self._next_round = 0
+        #: What a transaction under way does: rows that come and go, and what hands did.
+        self._pending: list[tuple[str, str, int, int]] = []
+        self._passes: list[tuple[Hand, Pass, int]] = []
 
     # --- one batch ---------------------------------------------------------------------------------------------------
 
@@ -137,22 +217,28 @@ class Memories:
 
         :raises sqlite3.Error: the caller rolls back.
         """
-        self._pending = []
+        self._pending, self._passes = [], []
         if not rows:
             return
         for chunk in chunked(rows):
             connection.execute(_upsert(len(chunk)), flat(chunk))
-        added: dict[str, int] = {}
-        for kind, key, *_ in rows:
+        new: dict[str, int] = {}
+        for kind, key, _, _, _, expires_at in rows:
             # A plain tuple finds what a MemoryKey does.
-            if self._cache.get((kind, key)) is None:  # type: ignore[call-overload]
-                self._pending.append((kind, key, 1))
-                added[kind] = added.get(kind, 0) + 1
-        for kind, number in added.items():
-            over = self.count(kind) + number - self.cap
-            if over > 0:
-                # A few more than came, so that a bound that was lowered is reached again.
-                self._delete(connection, _EVICT, kind, min(over, 2 * number + 8))
+            before = self._cache.get((kind, key))  # type: ignore[call-overload]
+            if before is None:
+                new[kind] = new.get(kind, 0) + 1
+            elif before.expires_at // MINUTE != expires_at // MINUTE:
+                self._pending.append((kind, key, before.expires_at, -1))
+            else:
+                continue
+            self._pending.append((kind, key, expires_at, 1))
+        # When the newest of them held.
+        now = max(row[3] for row in rows)
+        for kind, number in new.items():
+            hand = self._hand(kind)
+            if hand.total is None or hand.crowd(number, self.cap):
+                self._passes.append((hand, hand.look(connection, ROWS_EACH * number, now), now))
 
     def written(self) -> None:
         """The transaction was committed."""
@@ -168,12 +254,12 @@ class Memories:
 
     def forget(self) -> None:
         """The batch did not come about: it is decided again, or not at all."""
-        self._pending = []
+        self._pending, self._passes = [], []
         self._fresh.clear()
 
     def keep(self) -> None:
         """The batch was decided, and is not on disk: it is written with the next one that is."""
-        self._pending = []
+        self._pending, self._passes = [], []
         self._unwritten.update(self._fresh)
         self._fresh.clear()
         unwritten = self._unwritten
@@ -191,83 +277,60 @@ class Memories:
     def reopened(self) -> None:
         """The database may be another one: what was read does not hold, and its rows are counted anew."""
         self._cache.clear()
-        self._pending = []
-        self._begin_count()
+        self._pending, self._passes = [], []
+        self._hands.clear()
+        self._next_round = 0
 
     # --- bounds ------------------------------------------------------------------------------------------------------
 
     def count(self, kind: str) -> int:
-        """Rows of ``kind``, as far as they are counted."""
-        return self._counts.get(kind, 0)
+        """Rows of ``kind``; 0 while they are not counted yet."""
+        return self._hand(kind).total or 0
+
+    def _hand(self, kind: str) -> Hand:
+        hand = self._hands.get(kind)
+        if hand is None:
+            hand = self._hands[kind] = Hand(kind)
+        return hand
 
     def tend(self, connection: sqlite3.Connection, now: int) -> bool:
-        """One step of upkeep, in a transaction of its own: count some, or delete some. Whether there is more to do at once.
+        """One step of upkeep, in a transaction of its own. Whether there is more to do at once.
 
         :raises sqlite3.Error: nothing was done.
         """
-        if self._cursor is not None:
-            self._count_some(connection, now)
-            return True
-        if now < self._next_look:
-            return False
-        for (kind,) in connection.execute(_KINDS).fetchall():
-            over = self.count(kind) - self.cap
-            if connection.execute(_EXPIRED, (kind, now)).fetchone() is not None:
-                self._delete_now(connection, _EXPIRE, kind, STEP_ROWS, now)
+        if now >= self._next_round:
+            self._next_round = now + ROUND
+            for (kind,) in connection.execute(_KINDS).fetchall():
+                self._hand(kind)
+        for hand in self._hands.values():
+            full = hand.crowd(0, self.cap) and self.count(hand.kind) > self.cap
+            if full or hand.cursor or now - hand.ended_at >= ROUND:
+                self._step(connection, hand, now)
                 return True
-            if over > 0 and self._delete_now(connection, _EVICT, kind, min(STEP_ROWS, over), now):
-                return True
-        self._next_look = now + LOOK
-        if now - self._counted_at >= COUNT_AGAIN:
-            self._begin_count()
         return False
 
-    def _delete_now(
-        self, connection: sqlite3.Connection, statement: str, kind: str, rows: int, now: int
-    ) -> int:
+    def _step(self, connection: sqlite3.Connection, hand: Hand, now: int) -> None:
         connection.execute("BEGIN IMMEDIATE")
         try:
             self._pending = []
-            deleted = self._delete(connection, statement, kind, rows, now)
+            self._passes = [(hand, hand.look(connection, STEP_ROWS, now), now)]
             connection.execute("COMMIT")
         except sqlite3.Error:
-            self._pending = []
+            self._passes = []
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
         self._take_pending()
-        return deleted
-
-    def _delete(
-        self, connection: sqlite3.Connection, statement: str, kind: str, rows: int, now: int = 0
-    ) -> int:
-        arguments = (kind, rows, now) if statement is _EXPIRE else (kind, rows)
-        deleted = connection.execute(statement, arguments).fetchall()
-        self._pending += [(of, key, -1) for of, key in deleted]
-        return len(deleted)
 
     def _take_pending(self) -> None:
-        cursor = self._cursor
-        for kind, key, number in self._pending:
-            # What the cursor has not reached yet will be counted, or be missing, when it comes by.
-            if cursor is None or (kind, key) <= cursor:
-                self._counts[kind] = self._counts.get(kind, 0) + number
-            if number < 0:
-                self._cache.pop(MemoryKey(kind, key), None)
-        self._pending = []
-
-    def _begin_count(self) -> None:
-        self._counts, self._cursor = {}, _FIRST
-
-    def _count_some(self, connection: sqlite3.Connection, now: int) -> None:
-        rows = connection.execute(
-            "SELECT kind, key FROM memory WHERE (kind, key) > (?, ?) ORDER BY kind, key LIMIT ?",
-            (*(self._cursor or _FIRST), COUNTED_ROWS),
-        ).fetchall()
-        for kind, _ in rows:
-            self._counts[kind] = self._counts.get(kind, 0) + 1
-        self._cursor = rows[-1] if len(rows) == COUNTED_ROWS else None
-        self._counted_at = now
+        # In this order: what a hand came by in this transaction it has counted itself.
+        for kind, key, expires_at, number in self._pending:
+            self._hand(kind).add(key, expires_at, number)
+        for hand, passed, now in self._passes:
+            hand.took(passed, now)
+            for key, _ in passed.deleted:
+                self._cache.pop(MemoryKey(hand.kind, key), None)
+        self._pending, self._passes = [], []
 
 
 # --- for policyctl ---------------------------------------------------------------------------------------------------

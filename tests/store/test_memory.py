@@ -14,7 +14,7 @@ from policyd.opinion import Memory, MemoryKey
 from policyd.store import memory
 from policyd.store.connect import open_for_admin, open_for_daemon
 from policyd.store.memory import Memories
-from policyd.units import DAY, HOUR
+from policyd.units import DAY, HOUR, MINUTE
 
 NOW = 1_000 * DAY
 
@@ -180,45 +180,95 @@ def test_a_failed_transaction_changes_no_count(connection: sqlite3.Connection) -
 
 
 def test_a_flood_stays_within_its_bound(connection: sqlite3.Connection) -> None:
-    """At every moment, by what expires first of its own kind; what passed is another kind and stays."""
+    """At every moment; those that expire last stay, and what passed is another kind and stays whole."""
     memories = counted(connection, Memories(cap=1_000))
     passed = {key(f"known {n}", "greylist-passed"): fact(1, NOW + 35 * DAY) for n in range(500)}
     commit(connection, memories, passed)
-    for batch in range(100):
-        flood = {key(f"{batch} {n}"): fact(expires_at=NOW + DAY + batch) for n in range(50)}
+    for batch in range(200):
+        flood = {
+            key(f"{(batch * 31 + n * 7919) % 9973:04} {batch}"): fact(expires_at=NOW + DAY + batch * MINUTE)
+            for n in range(50)
+        }
         commit(connection, memories, flood)
         there = rows(connection)
         assert len(there) <= 1_000
+        if batch >= 20:
+            assert len(there) >= 500, "no more is thrown away than has to be"
         assert len(there) == memories.count("greylist")
-        assert set(there) >= {each.key for each in flood}, "the newest are the last to go"
+        newest = {
+            f"{(b * 31 + n * 7919) % 9973:04} {b}"
+            for b in range(max(0, batch - 8), batch + 1)
+            for n in range(50)
+        }
+        assert set(there) >= newest, "the newest are the last to go"
     assert len(rows(connection, "greylist-passed")) == 500
+    assert memories.count("greylist-passed") == 500
 
 
-def test_before_the_rows_are_counted_nothing_is_thrown_away(connection: sqlite3.Connection) -> None:
-    """A start with a full table counts first, in steps; then the bound holds."""
-    commit(connection, Memories(), {key(n): fact() for n in range(500)})
-    memories = Memories(cap=100)
-    commit(connection, memories, {key("new"): fact(expires_at=NOW + 2 * DAY)})
-    assert len(rows(connection)) == 501
+def test_a_flood_all_of_one_moment_is_bounded_too(connection: sqlite3.Connection) -> None:
+    """Where none expires before the others any may go, but the bound holds."""
+    memories = counted(connection, Memories(cap=1_000))
+    for batch in range(100):
+        commit(connection, memories, {key(f"{n} {batch}"): fact() for n in range(50)})
+        assert len(rows(connection)) == memories.count("greylist") <= 1_000
+
+
+def test_a_start_with_a_full_table_is_counted_by_the_flood_itself(connection: sqlite3.Connection) -> None:
+    """No step of upkeep is needed: a writer that never rests keeps the bound, too."""
+    for batch in range(10):
+        full = {key(f"{n} {batch}"): fact(expires_at=NOW + DAY + batch * HOUR) for n in range(200)}
+        commit(connection, Memories(), full)
+    memories = Memories(cap=2_000)
+    for batch in range(100):
+        new = {key(f"{n} new {batch}"): fact(expires_at=NOW + 2 * DAY) for n in range(20)}
+        commit(connection, memories, new)
+        assert len(rows(connection)) <= 2_000 + 2_000 // memory.ROWS_EACH + 40
+    assert len(rows(connection)) == memories.count("greylist") <= 2_000
+
+
+def test_a_bound_that_was_lowered_is_reached(connection: sqlite3.Connection) -> None:
+    """By upkeep alone, in small steps; what expires last stays."""
+    memories = Memories()
+    commit(
+        connection, memories, {key(f"{n:04}"): fact(expires_at=NOW + DAY + n * MINUTE) for n in range(3_000)}
+    )
     counted(connection, memories)
-    assert len(rows(connection)) == 100
-    assert "new" in rows(connection)
+    memories.cap = 1_000
+    left = 3_000
+    while memories.tend(connection, NOW):
+        before, left = left, len(rows(connection))
+        assert before - left <= memory.STEP_ROWS
+    assert 500 <= left <= 1_000
+    assert "2999" in rows(connection)
+    assert memories.count("greylist") == left
 
 
 def test_counts_are_exact_while_they_are_taken(
     connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows that come and go on either side of the cursor are counted once."""
-    monkeypatch.setattr(memory, "COUNTED_ROWS", 7)
+    """Rows that come and go on either side of the hand are counted once, and where they move."""
+    monkeypatch.setattr(memory, "STEP_ROWS", 7)
     commit(connection, Memories(), {key(f"{n:03}"): fact() for n in range(100)})
     memories = Memories(cap=10_000)
+    hand = memories._hand("greylist")
+    hand.total = 0  # otherwise what is written counts, too
     number = 0
-    while memories._cursor is not None:
-        memories.tend(connection, NOW)
+    while memories.tend(connection, NOW):
         number += 1
-        commit(connection, memories, {key(f"000 {number}"): fact(), key(f"099 {number}"): fact()})
+        commit(
+            connection,
+            memories,
+            {
+                key(f"000 {number}"): fact(),
+                key(f"099 {number}"): fact(),
+                key("050"): fact(expires_at=NOW + DAY + number * HOUR),
+            },
+        )
     assert number > 10
-    assert memories.count("greylist") == len(rows(connection)) == 100 + 2 * number
+    there = rows(connection)
+    assert memories.count("greylist") == len(there) == 100 + 2 * number
+    minutes = [each.expires_at // MINUTE for each in there.values()]
+    assert hand.by_minute == {minute: minutes.count(minute) for minute in minutes}
 
 
 def test_what_has_expired_is_swept_in_small_steps(connection: sqlite3.Connection) -> None:
@@ -230,12 +280,11 @@ def test_what_has_expired_is_swept_in_small_steps(connection: sqlite3.Connection
     assert left == 3 * 999
     while memories.tend(connection, NOW + DAY):
         before, left = left, sum(len(rows(connection, kind)) for kind in ("a", "b", "c"))
-        assert 0 < before - left <= memory.STEP_ROWS
+        assert 0 <= before - left <= memory.STEP_ROWS
         assert not connection.in_transaction
     assert left == 0
     assert memories.count("a") == 0
     commit(connection, memories, {key("x", "a"): fact(expires_at=NOW + 3 * DAY)})
-    counted(connection, memories, NOW + DAY)
     assert not memories.tend(connection, NOW + DAY), "not looked at again at once"
     assert len(rows(connection, "a")) == 1
 
@@ -246,12 +295,9 @@ def test_what_others_deleted_is_noticed_within_the_hour(connection: sqlite3.Conn
     commit(connection, memories, {key(n): fact(expires_at=NOW + 9 * DAY) for n in range(100)})
     counted(connection, memories)
     connection.execute("DELETE FROM memory WHERE key < '5'")
-    left = len(rows(connection))
     assert memories.count("greylist") == 100
-    memories.tend(connection, NOW + HOUR)
-    while memories.tend(connection, NOW + HOUR):
-        pass
-    assert memories.count("greylist") == left
+    counted(connection, memories, NOW + HOUR)
+    assert memories.count("greylist") == len(rows(connection)) < 100
 
 
 def test_a_new_database_is_counted_anew(tmp_path: Path, connection: sqlite3.Connection) -> None:
@@ -268,12 +314,11 @@ def test_a_new_database_is_counted_anew(tmp_path: Path, connection: sqlite3.Conn
         fresh.close()
 
 
-def test_the_expiry_is_found_by_its_index(connection: sqlite3.Connection) -> None:
-    """Making room in a table of a million rows reads as many as it deletes."""
-    for statement in (memory._EVICT, memory._EXPIRE, memory._EXPIRED):
-        arguments = ("greylist", 5, NOW)[: 2 if statement is not memory._EXPIRE else 3]
+def test_a_hand_reads_no_more_than_it_looks_at(connection: sqlite3.Connection) -> None:
+    """In a table of a million rows, too: the key finds where it goes on."""
+    for statement, arguments in ((memory._LOOK, ("a", "b", 5)), (memory._DELETE, ("a", "b", "c", 5))):
         plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", arguments))
-        assert "USING COVERING INDEX memory_expiry" in plan, plan
+        assert "USING PRIMARY KEY" in plan, plan
         assert "SCAN" not in plan, plan
         assert "B-TREE" not in plan, plan
 

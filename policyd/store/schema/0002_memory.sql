@@ -1,6 +1,7 @@
 -- 0002: remembered facts (greylisting), who may send as whom, who is not greylisted.
 
--- Facts that checks remember until they expire. Each kind is bounded on its own: what expires first goes first.
+-- Facts that checks remember until they expire. Each kind is bounded on its own: what expires first goes first. There is no
+-- index by time: policyd/store/memory.py goes round the table.
 CREATE TABLE memory (
     kind        TEXT    NOT NULL,  -- greylist, greylist-passed, greylist-client (policyd/greylisting.py)
     key         TEXT    NOT NULL,  -- what it is about, as the check writes it
@@ -10,8 +11,6 @@ CREATE TABLE memory (
     expires_at  INTEGER NOT NULL,  -- from then on it is forgotten
     PRIMARY KEY (kind, key)
 ) STRICT, WITHOUT ROWID;
--- Finds what expires first. It holds the key, too, so that finding needs no look into the table.
-CREATE INDEX memory_expiry ON memory (kind, expires_at);
 
 -- As whom an account may send, beyond its own address.
 CREATE TABLE sender_right (
