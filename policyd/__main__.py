@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import gc
-import logging
+# What is imported here delays the moment from which on signals are taken; all else is imported after it.
+import os
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from policyd import __version__
-from policyd.errors import PolicydError
+if TYPE_CHECKING:
+    import asyncio
+
+    from policyd.errors import PolicydError
+    from policyd.messages import Messages
 
 DEFAULT_CONFIG = "/etc/policyd/policyd.toml"
-
-log = logging.getLogger("policyd")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; the exit code is 0 after SIGTERM, 1 when it could not start, 2 for a wrong command line."""
+    signals = _EarlySignals()
+    try:
+        return _main(arguments, signals)
+    except _Ended:
+        return 0
+
+
+def _main(arguments: list[str] | None, signals: _EarlySignals) -> int:
+    import argparse
+    import logging
+
+    from policyd import __version__
+    from policyd.errors import PolicydError
+    from policyd.messages import Messages
+
     parser = argparse.ArgumentParser(
         prog="policyd",
         description="Postfix policy server. Runs in the foreground; SIGHUP reloads the configuration, "
@@ -28,12 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", metavar="FILE", default=DEFAULT_CONFIG, help=f"default: {DEFAULT_CONFIG}")
     parser.add_argument("--version", action="version", version=f"policyd {__version__}")
     options = parser.parse_args(arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    _open_standard_files()
+    messages = Messages()
+    logging.basicConfig(handlers=[messages], level=logging.INFO)
     # A peer that is gone is no news; everything else that asyncio tells of is a defect to be seen.
     logging.getLogger("asyncio").addFilter(lambda record: "socket.send() raised" not in record.getMessage())
-    # Until there is something to reload or to reopen, the signals for it must not end the process.
-    for early in (signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(early, signal.SIG_IGN)
     loop = _install_reactor()
     # Only now: importing anything of Twisted's that wants a reactor would install another one.
     from twisted.internet import reactor
@@ -46,46 +59,118 @@ def main(arguments: list[str] | None = None) -> int:
         raise_file_limit()
         service = Service(load(options.config, options_of), loop)
     except PolicydError as error:
-        return _refuse(error)
-    return _run(service, loop, reactor)
+        return _refuse(error, messages)
+    return _run(service, loop, reactor, signals, messages)
 
 
-def _run(service: Any, loop: asyncio.AbstractEventLoop, reactor: Any) -> int:
+class _Ended(BaseException):
+    """SIGTERM or SIGINT, while there is nothing yet to end in order."""
+
+
+class _EarlySignals:
+    """What is signalled before the loop can take it: an end is an end, anything else is done after the start."""
+
+    def __init__(self) -> None:
+        #: Whether the end was asked for.
+        self.end = False
+        self._building = True
+        self._kept: set[int] = set()
+        for number in (signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, lambda number, _: self._kept.add(number))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._end)
+
+    def _end(self, *_: object) -> None:
+        self.end = True
+        if self._building:
+            raise _Ended
+
+    def built(self) -> None:
+        """From here on there is something to end in order, and :attr:`end` says whether it is to."""
+        self._building = False
+
+    def hand_over(self) -> None:
+        """Now that somebody listens for them, send again what was kept."""
+        for number in self._kept:
+            signal.raise_signal(number)
+        self._kept.clear()
+
+
+def _run(
+    service: Any, loop: asyncio.AbstractEventLoop, reactor: Any, signals: _EarlySignals, messages: Messages
+) -> int:
+    import asyncio
+    import gc
+    import logging
+
     from twisted.internet.defer import Deferred
 
+    from policyd.errors import PolicydError
+
+    signals.built()
     outcome = 0
+    ending = False
+    starting: asyncio.Task[None] | None = None
+
+    def end_soon() -> None:
+        nonlocal ending
+        # To be asked again is no news.
+        if not ending:
+            ending = True
+            reactor.stop()
 
     async def start() -> None:
         nonlocal outcome
         try:
             await service.start()
         except PolicydError as error:
-            outcome = _refuse(error)
-            reactor.stop()
+            outcome = _refuse(error, messages)
+            end_soon()
 
     def started(task: asyncio.Task[None]) -> None:
         nonlocal outcome
         error = None if task.cancelled() else task.exception()
-        if error is not None:
+        if error is None:
+            signals.hand_over()
+        else:
             # A defect; a daemon that neither listens nor ends would be worse than one that says so.
-            log.critical("policyd cannot start: %s: %s", type(error).__name__, error)
+            logging.getLogger("policyd").critical("policyd cannot start: %s: %s", type(error).__name__, error)
             outcome = 1
-            reactor.stop()
+            end_soon()
+
+    def begin() -> None:
+        nonlocal starting
+        # In the place of Twisted's own handlers.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, end_soon)
+        if signals.end:
+            end_soon()
+            return
+        starting = loop.create_task(start())
+        starting.add_done_callback(started)
+
+    async def end() -> None:
+        if starting is not None and not starting.done():
+            # What it opens last has to be closed as well.
+            await asyncio.wait((starting,))
+        await service.stop()
 
     def stop() -> Any:
-        return Deferred.fromFuture(asyncio.ensure_future(service.stop(), loop=loop))
+        return Deferred.fromFuture(asyncio.ensure_future(end(), loop=loop))
 
     # What is alive now lives to the end: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
-    reactor.callWhenRunning(lambda: loop.create_task(start()).add_done_callback(started))
+    reactor.callWhenRunning(begin)
     reactor.addSystemEventTrigger("before", "shutdown", stop)
     reactor.run()
     return outcome
 
 
 def _install_reactor() -> asyncio.AbstractEventLoop:
+    import asyncio
+
     from twisted.internet import asyncioreactor
 
     try:
@@ -99,9 +184,18 @@ def _install_reactor() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _refuse(error: PolicydError) -> int:
+def _open_standard_files() -> None:
+    """Whoever started us with one of them closed must not find messages in the database, which would get its number."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _refuse(error: PolicydError, messages: Messages) -> int:
     for line in str(error).splitlines():
-        sys.stderr.write(f"policyd: {line}\n")
+        messages.say(f"policyd: {line}")
     return 1
 
 

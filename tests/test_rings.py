@@ -39,7 +39,7 @@ RINGS: dict[str, tuple[str, ...]] = {
         "policyd.greylisting",
     ),
     "rules": ("policyd.wire", "policyd.engine", "policyd.settle", "policyd.checks"),
-    "outside": ("policyd.store", "policyd.config", "policyd.decisionlog", "policyd.dns"),
+    "outside": ("policyd.store", "policyd.config", "policyd.decisionlog", "policyd.messages", "policyd.dns"),
     "assembly": (
         "policyd.desk",
         "policyd.stagewatch",

@@ -46,6 +46,8 @@ class Policyd:
         self._store = store
         self._environment = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
         self._wrapper = list(wrapper)
+        #: What Python runs.
+        self.program = ["-m", "policyd"]
         self._pass_fds = tuple(pass_fds)
         self.decisions = directory / "decisions.log"
         self.messages = directory / "messages"
@@ -111,7 +113,7 @@ class Policyd:
         begun = self.messages.stat().st_size if self.messages.exists() else 0
         with open(self.messages, "ab") as messages:
             process = subprocess.Popen(
-                [*self._wrapper, sys.executable, "-m", "policyd", "--config", str(self.config)],
+                [*self._wrapper, sys.executable, *self.program, "--config", str(self.config)],
                 env=self._environment,
                 pass_fds=self._pass_fds,
                 stdin=subprocess.DEVNULL,
@@ -185,7 +187,7 @@ class Policyd:
     def try_start(self) -> subprocess.CompletedProcess[str]:
         """A policyd that is expected to refuse and end, once it has."""
         return subprocess.run(
-            [sys.executable, "-m", "policyd", "--config", str(self.config)],
+            [sys.executable, *self.program, "--config", str(self.config)],
             env=self._environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,

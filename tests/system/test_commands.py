@@ -23,7 +23,7 @@ from tests.system.waiting import wait_for
 NOBODY = 65534
 #: Becomes somebody else, with all of policyd and what it needs loaded before (the interpreter may be root's own), and goes on.
 AS_NOBODY = """
-import importlib, os, pkgutil, sys
+import argparse, importlib, os, pkgutil, sys
 import policyd, policyd.checks, policyd.cli, policyd.config, policyd.store, policyd.__main__
 for package in (policyd.checks, policyd.cli, policyd.config, policyd.store, policyd):
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
