@@ -20,13 +20,15 @@ from policyd.cli.common import (
 )
 from policyd.errors import NotFound
 from policyd.steering import UserLimit
-from policyd.units import UNITS, format_duration
+from policyd.units import UNITS, Limit, format_duration
 
 
 @click.command()
 @click.argument("user")
 @click.argument("limits", nargs=-1, required=True, metavar="LIMIT...")
-@click.option("--force", is_flag=True, help="Also for a login that was never seen.")
+@click.option(
+    "--force", is_flag=True, help="Also for a login that was never seen, or a limit that is not there."
+)
 @steering_options()
 @json_option
 @pass_session
@@ -52,6 +54,9 @@ def set_limits(session: Session, user: str, limits: tuple[str, ...], force: bool
         known_user(connection, user, force)
         with admin.change(connection, terms.author, terms.reason, terms.dry_run) as change:
             times, expires = Times.of(connection), change.expires(terms.lasts)
+            if not force:
+                own = [row for row in admin.rows(connection, "user_limit", change.now) if row.user == user]
+                _must_have(session, user, own, [limit for limit in wanted if limit.amount < 0])
             for limit in wanted:
                 row = UserLimit(
                     user,
@@ -163,6 +168,22 @@ def reset_usage(session: Session, user: str, terms: Terms) -> None:
     session.done(
         {"dry_run": terms.dry_run, "user": user, "counters": counters}, f"{terms.prefix}{escape(user)} {said}"
     )
+
+
+def _must_have(session: Session, user: str, own: list[UserLimit], lifted: list[Limit]) -> None:
+    """
+    :raises NotFound: a limit that is to be lifted is neither the tier's nor an own one.
+    """
+    if session.rescued is not None:
+        return
+    there = {(row.unit, row.window): _text(row) for row in own}
+    there |= {(limit.unit, limit.window): str(limit) for limit in session.config.tiers.limits_of(user)}
+    for limit in lifted:
+        if (limit.unit, limit.window) not in there:
+            raise NotFound(
+                f"{escape(user)} has no limit of {limit.unit} per {format_duration(limit.window)} that could be lifted; it has "
+                f"{', '.join(there.values()) or 'none'} (--force sets it anyway)"
+            )
 
 
 def split_limits(words: Sequence[str]) -> list[str]:

@@ -39,7 +39,7 @@ def must_be_known(connection: sqlite3.Connection, session: Session, account: str
     named = {member for tier in session.config.tiers.all.values() for member in tier.members}
     if account in named or read.is_known(connection, account):
         return
-    near = read.similar(connection, account) or [name for name in named if name.startswith(account[:3])][:1]
+    near = read.similar(connection, account) or read.alike(account, named)
     hint = f"; did you mean {' or '.join(escape(name) for name in near)}?" if near else ""
     raise NotFound(
         f"{escape(account)} was never seen{hint or '; Postfix has not asked about it, and nothing was set for it'}"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import heapq
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ from policyd.window import Counter
 
 #: Accounts that are compared when a name is not known.
 COMPARED = 5_000
+#: How alike local parts, and domains, must be for one to be proposed for the other (difflib's ratio, 0 to 1).
+LIKENESS = 0.75
 _LAST = 2**63 - 1
 
 
@@ -361,9 +364,34 @@ def similar(connection: sqlite3.Connection, user: str) -> list[str]:
         candidates = _accounts(connection, user[:length], COMPARED)
         if len(candidates) < COMPARED:
             break
-    bare = [name for name in candidates if name.partition("@")[0] == user.partition("@")[0] and name != user]
-    near = difflib.get_close_matches(user, candidates, n=3, cutoff=0.75)
-    return list(dict.fromkeys([*near, *sorted(bare)]))[:3]
+    return alike(user, candidates)
+
+
+def alike(user: str, candidates: Iterable[str]) -> list[str]:
+    """At most three of ``candidates`` that ``user`` may be a mistyped form of, the nearest first.
+
+    Logins of one domain resemble each other by that alone, so local part and domain are each compared by themselves.
+    """
+    parts = user.partition("@")[::2]
+    matchers = [difflib.SequenceMatcher(b=part) for part in parts]
+    found = []
+    for name in candidates:
+        if name == user:
+            continue
+        likeness = 1.0
+        theirs = name.partition("@")[::2]
+        for matcher, mine, their in zip(matchers, parts, theirs, strict=True):
+            if their != mine:
+                matcher.set_seq1(their)
+                # The two estimates are cheap, and never below the likeness itself.
+                for estimate in (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio):
+                    likeness = min(likeness, estimate())
+                    if likeness < LIKENESS:
+                        break
+        # Without a domain, or with another one, the same local part is enough.
+        if likeness >= LIKENESS or (parts[0] and parts[0] == theirs[0]):
+            found.append((-likeness, name))
+    return [name for _, name in heapq.nsmallest(3, found)]
 
 
 def _accounts(connection: sqlite3.Connection, prefix: str, limit: int) -> list[str]:

@@ -445,7 +445,15 @@ def fill(place: Place) -> None:
         ["ban", "user", "alice", "--for", "24h", "--reason", "phished"],
         ["ban", "sender", "<>"],
         ["allow", "client", "2001:db8::/32", "--until", "tomorrow"],
-        ["quota", "set", "alice", "500 recipients per 1h", "1500B per 1d", "unlimited messages per 7d"],
+        [
+            "quota",
+            "set",
+            "alice",
+            "500 recipients per 1h",
+            "1500B per 1d",
+            "unlimited messages per 7d",
+            "--force",
+        ],
         ["grant", "alice", "5000", "recipients", "--for", "3h", "--reason", "invitation"],
         ["check", "shadow", "quota", "--for", "2h"],
         ["pause", "--for", "1h"],
@@ -629,3 +637,38 @@ def test_what_holds_is_named_when_something_narrower_is_lifted(
         assert (result.exit_code, result.stdout) == (3, "")
         assert says in result.stderr
     assert len(place.ask("SELECT * FROM ban")) == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("alcie", ALICE),
+        ("alice@example.net", ALICE),
+        ("alice@exmaple.org", ALICE),
+        ("alic@exmaple.org", ALICE),
+        ("bob", ""),
+        ("zzz@example.org", ""),
+        ("postmaster", ""),
+        ("carol@example.org", ""),
+    ],
+)
+def test_a_login_is_proposed_for_a_mistyped_one_only(place: Place, typed: str, meant: str) -> None:
+    """Having the domain in common is no likeness: a wrong proposal at night bans somebody else."""
+    for words in (["ban", "user", typed], ["why", typed], ["quota", "show", typed]):
+        if typed == "postmaster" and words[0] == "ban":
+            continue
+        result = place.run(*words)
+        assert result.exit_code == 3
+        assert (f"did you mean {meant}?" in result.stderr) if meant else ("did you mean" not in result.stderr)
+
+
+def test_a_limit_that_is_not_there_cannot_be_lifted(place: Place) -> None:
+    """A mistyped window would leave the limit in force, and the admin sure that it is gone."""
+    result = place.run("quota", "set", "alice", "unlimited recipients per 2h")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "it has 20 recipients per 1h" in result.stderr
+    assert place.ask("SELECT * FROM user_limit") == []
+    assert place.run("quota", "set", "alice", "unlimited recipients per 60m").exit_code == 0
+    assert place.run("quota", "set", "alice", "5 recipients per 2h").exit_code == 0
+    assert place.run("quota", "set", "alice", "unlimited recipients per 2h").exit_code == 0
+    assert place.run("quota", "set", "alice", "unlimited bytes per 1h", "--force").exit_code == 0
