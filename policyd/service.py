@@ -17,6 +17,7 @@ from policyd.desk import Desk
 from policyd.engine import Engine, Rule
 from policyd.errors import ConfigError, PolicydError, StoreError, UserError
 from policyd.listen import Listening
+from policyd.names import Names
 from policyd.settle import settle
 from policyd.stagewatch import StageWatch
 from policyd.store.locks import DaemonLock
@@ -32,15 +33,17 @@ LOOK = 5.0
 ENDING = 10.0
 
 
-def build_engine(config: Config) -> Engine:
+def build_engine(config: Config, names: Names | None = None) -> Engine:
     """The engine that the configuration describes.
 
+    :param names: to ask the DNS with; without, nothing is known to it.
     :raises ConfigError: a check does not take its options.
     """
     rules, problems = [], []
+    names = names or Names()
     for section in config.checks:
         try:
-            rules.append(_rule(section, config))
+            rules.append(_rule(section, config, names))
         except (ValueError, LookupError) as error:
             problems.append(f"{section.place}: check {section.name!r}: {error}")
         except Exception as error:  # noqa: BLE001, whatever a check of the admin's own raises
@@ -50,9 +53,17 @@ def build_engine(config: Config) -> Engine:
     return Engine(rules, config.policy_version, time.perf_counter_ns, _check_failed)
 
 
-def _rule(section: CheckSection, config: Config) -> Rule:
+def _rule(section: CheckSection, config: Config, names: Names) -> Rule:
     _, check = checks.load(section.use)
-    context = Context(section.name, section.direction, config.site, config.tiers)
+    context = Context(
+        section.name,
+        section.direction,
+        config.site,
+        config.tiers,
+        names.resolver,
+        names.blocklists,
+        names.spf,
+    )
     return Rule(
         section.name,
         section.use,
@@ -60,6 +71,7 @@ def _rule(section: CheckSection, config: Config) -> Rule:
         section.mode,
         section.on_error,
         check(section.options, context),
+        section.when,
     )
 
 
@@ -82,7 +94,9 @@ class Service:
         """
         self.config = config
         self._loop = loop
-        engine = build_engine(config)
+        self.names = Names()
+        self.names.prepare(config)
+        engine = build_engine(config, self.names)
         decision_log = _open_log(config)
         self._lock = DaemonLock(config.store.path)
         self._writer = Writer(
@@ -146,6 +160,7 @@ class Service:
             await asyncio.sleep(0.01)
         if self._in_work():
             log.error("ending with %d requests not answered", len(self.desk.waiting))
+        await self.names.close()
         await self._loop.run_in_executor(None, self._writer.stop)
         # What the writer handed back last is delivered by calls that are queued on the loop.
         await asyncio.sleep(0)
@@ -168,6 +183,7 @@ class Service:
         self.desk.fail = config.server.fail
         self.listening.max_connections = config.server.max_connections
         self._writer.configure(_keep(config), config.store.memory_backlog)
+        self.names.take_over(config, [rule.check for rule in self.desk.engine.rules])
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -178,6 +194,8 @@ class Service:
                 log.exception("a session could not be looked at")
         if not self._writer.alive():
             log.critical("the writer has ended; nothing is counted any more, restart policyd")
+        self.names.watch()
+        self._writer.tell(self.names.report())
         for line in self.desk.stages.missing():
             log.warning("%s", line)
         if self._mending is None or self._mending.done():
@@ -211,7 +229,8 @@ class Service:
     async def _reload(self) -> None:
         self.desk.decision_log.reopen()
         config = load(self.config.path, checks.options_of)
-        engine = build_engine(config)
+        self.names.prepare(config)
+        engine = build_engine(config, self.names)
         old_log = self.desk.decision_log
         decision_log = old_log if config.log == self.config.log else _open_log(config)
         try:

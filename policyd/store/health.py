@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 
@@ -30,3 +31,22 @@ def read_health(connection: sqlite3.Connection, prefix: str) -> list[Health]:
     return [
         Health(subject, state, since, at, json.loads(figures)) for subject, state, since, at, figures in rows
     ]
+
+
+def write_health(
+    connection: sqlite3.Connection, parts: Iterable[tuple[str, str, int, dict[str, Any]]], at: int
+) -> None:
+    """Write how the parts do at wall time ``at`` (ms), in a transaction of its own.
+
+    :raises sqlite3.Error: nothing was written.
+    """
+    rows = [(subject, state, since, json.dumps(figures), at) for subject, state, since, figures in parts]
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        connection.execute("DELETE FROM health")
+        connection.executemany("INSERT INTO health VALUES (?, ?, ?, ?, ?)", rows)
+        connection.execute("COMMIT")
+    except sqlite3.Error:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -15,12 +15,14 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from policyd.decision import Decision, Operation
 from policyd.errors import StoreBusy, StoreDamaged, StoreError
 from policyd.steering import Steering
 from policyd.store import aside, connect
-from policyd.store.clock import LedgerClock, stored_base
+from policyd.store.clock import LedgerClock, stored_base, wall
+from policyd.store.health import write_health
 from policyd.store.ledger import Ledger, NotWritten, Settle, Staged
 from policyd.store.upkeep import Keep, Upkeep
 
@@ -68,6 +70,8 @@ class SturdyLedger:
         self.sick = ""
         #: Decisions that no row will tell of, since the trouble began.
         self.untold = 0
+        #: How the daemon's parts do, to be written down at the next occasion.
+        self.told: list[tuple[str, str, int, dict[str, Any]]] | None = None
         self._settle = settle
         self._stopwatch = stopwatch
         self._next_retry = 0.0
@@ -304,6 +308,9 @@ class SturdyLedger:
             return True
         try:
             self._look_at_file()
+            parts, self.told = self.told, None
+            if parts is not None:
+                write_health(self._ledger.connection, parts, wall())
             return self._upkeep.step(idle=idle, keep=self.keep)
         except (sqlite3.Error, StoreError) as error:
             self._ledger.rollback()

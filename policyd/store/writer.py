@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from policyd.decision import Decision, Operation
 from policyd.steering import Steering
@@ -130,6 +131,10 @@ class Writer:
     def configure(self, keep: Keep, backlog: int) -> None:
         """Take over changed settings."""
         self.ledger.keep, self.ledger.most_in_memory = keep, backlog
+
+    def tell(self, parts: list[tuple[str, str, int, dict[str, Any]]]) -> None:
+        """Have written down how the daemon's parts do: name, state, since when (wall clock, ms), figures."""
+        self.ledger.told = parts
 
     def _stage(self) -> None:
         """Decide what waits."""
