@@ -158,9 +158,9 @@ def test_the_figures_of_the_daemon_are_shown(place: Beside) -> None:
 def test_old_figures_are_told_to_be_old(place: Beside) -> None:
     """The daemon writes every few seconds: what is older is not how the lists do now."""
     place.well("bl.example", hits=1, ago=3_600_000)
-    assert "policyd does not run" in place.run("dnsbl", "list").stderr
+    assert "policyd does not run" in place.run("dnsbl", "list").output
     place.well("bl.example", hits=1)
-    assert "policyd does not run" not in place.run("dnsbl", "list").stderr
+    assert "policyd does not run" not in place.run("dnsbl", "list").output
 
 
 def test_without_lists_that_is_said(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_without_lists_that_is_said(tmp_path: Path) -> None:
     assert "no check of this configuration asks blocklists" in bare.run("dnsbl", "list").output
     result = bare.run("dnsbl", "check", "192.0.2.1")
     assert result.exit_code == 3
-    assert "no dnsbl check of" in result.stderr
+    assert "no dnsbl check of" in result.output
 
 
 # --- check ---------------------------------------------------------------------------------------------------------------
@@ -239,6 +239,6 @@ def test_options_that_do_not_agree_are_one_line(tmp_path: Path) -> None:
     place = Beside(tmp_path, CONFIG + LISTS.replace("threshold = 3", "threshold = 9"))
     result = place.run("dnsbl", "check", "192.0.2.7")
     assert result.exit_code == 1
-    assert "no sum of weights reaches threshold = 9" in result.stderr
+    assert "no sum of weights reaches threshold = 9" in result.output
     assert place.run("dnsbl", "off", "bl.example", "--for", "1h").exit_code == 0
     assert len(modes(place)) == 1
