@@ -197,7 +197,7 @@ def _prune_now(session: Session) -> None:
 
     config = session.sound_config
     path = config.store.path
-    keep = Keep(config.keep.decisions, config.keep.max_size, config.keep.min_free)
+    keep = Keep(config.keep.decisions, config.keep.max_size, config.keep.min_free, config.keep.memory)
     with as_owner(path):
         lock = DaemonLock(path)
         try:
