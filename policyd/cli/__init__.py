@@ -110,7 +110,7 @@ COMMANDS: dict[str, Entry] = {
     "dnsbl show": Entry("policyd.cli.dnsbl:show_list", "All that is known of one list"),
     "dnsbl off": Entry("policyd.cli.dnsbl:off", "Leave a list out"),
     "dnsbl on": Entry("policyd.cli.dnsbl:on", "Let it count again"),
-    "dnsbl check": Entry("policyd.cli.dnsbl:check", "What every list says of an address or domain"),
+    "dnsbl check": Entry("policyd.cli.dnsbl_check:check", "What every list says of an address or domain"),
     "check": Entry("", "Checks and their modes", _STEER),
     "check list": Entry("policyd.cli.check:list_checks", "Checks in the order in which they run"),
     "check show": Entry("policyd.cli.check:show_check", "One check and its mode"),

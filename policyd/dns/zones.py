@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from policyd.blocklists import (
-    REFUSALS,
-    Blocklist,
-    Listing,
-    hide_key,
-    is_refusal,
-    mapped_name,
-    reversed_address,
-)
-from policyd.dns.health import SICK, WELL, ListHealth
+from policyd.blocklists import Blocklist, Listing, hide_key, is_refusal
+from policyd.dns.health import SICK, ListHealth
+from policyd.dns.zone_names import Asked, absent, against, present, random_name
 from policyd.lookup import FOUND, UNKNOWN, Found, Resolver
 
 log = logging.getLogger("policyd.dnsbl")
@@ -35,12 +27,6 @@ LOOK = 1.0
 NOT_THE_LIST = frozenset(
     {"no nameserver answers", "no resolver", "too many questions", "resolver closed", "bad name", "defect"}
 )
-#: What the list wants to say (Spamhaus, return codes).
-REFUSAL_TEXTS = {
-    REFUSALS + "252": "the zone is mistyped",
-    REFUSALS + "254": "asked through a public resolver; use one of your own",
-    REFUSALS + "255": "asked too often",
-}
 
 
 class Forgetful(Resolver, Protocol):
@@ -48,13 +34,6 @@ class Forgetful(Resolver, Protocol):
 
     def forget(self, name: str, rdtype: str) -> None:
         """Ask anew next time, though an answer is remembered."""
-
-
-class Asked(NamedTuple):
-    """One name of a test, and what was said on it."""
-
-    shown: str
-    found: Found
 
 
 class Zones:
@@ -200,10 +179,10 @@ class Zones:
 
     async def _prove(self, blocklist: Blocklist, health: ListHealth, kind: str) -> None:
         asked_at = self._clock()
-        name, shown = _random_name(kind)
+        name, shown = random_name(kind)
         asked = await self._put(blocklist, name, shown)
         if asked.found.status == FOUND:
-            self._fall_sick(blocklist, health, _against(blocklist, asked))
+            self._fall_sick(blocklist, health, against(blocklist, asked))
         elif asked.found.status != UNKNOWN:
             health.proved(kind, asked_at)
 
@@ -234,19 +213,9 @@ class Zones:
 
     async def _test(self, blocklist: Blocklist, health: ListHealth) -> None:
         """The test entries of RFC 5782 section 5, and a random name."""
-        if blocklist.domains:
-            present = [("test", "TEST")]
-            absent = [("invalid", "INVALID"), _random_name("domain")]
-        else:
-            present = [("2.0.0.127", "127.0.0.2"), (mapped_name("127.0.0.2"), "::FFFF:7F00:2")]
-            absent = [
-                ("1.0.0.127", "127.0.0.1"),
-                _random_name("v4"),
-                (mapped_name("127.0.0.1"), "::FFFF:7F00:1"),
-                _random_name("v6"),
-            ]
-        asked = await asyncio.gather(*(self._put(blocklist, *each) for each in [*present, *absent]))
-        there, not_there = asked[: len(present)], asked[len(present) :]
+        listed, unlisted = present(blocklist.domains), absent(blocklist.domains)
+        asked = await asyncio.gather(*(self._put(blocklist, *each) for each in [*listed, *unlisted]))
+        there, not_there = asked[: len(listed)], asked[len(listed) :]
         now = self._clock()
         if not blocklist.domains and there[1].found.status != UNKNOWN:
             # Most lists have none for IPv6; what they list is proved all the same.
@@ -254,7 +223,7 @@ class Zones:
         said = [each for each in (*there, *not_there) if each.found.status == FOUND]
         for each in said:
             if each in not_there or any(is_refusal(blocklist.zone, code) for code in each.found.records):
-                self._fall_sick(blocklist, health, _against(blocklist, each))
+                self._fall_sick(blocklist, health, against(blocklist, each))
                 return
         # A list need not know what to say to IPv6.
         needed = [*not_there[:2], *(there[:1] if blocklist.tested else ())]
@@ -315,32 +284,3 @@ def _kind(blocklist: Blocklist, name: str) -> str:
     if blocklist.domains:
         return "domain"
     return "v4" if name.count(".") == 3 else "v6"
-
-
-def _random_name(kind: str) -> tuple[str, str]:
-    """A name that no list has any reason to list, as it is asked and as it is shown."""
-    if kind == "domain":
-        name = "".join(secrets.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(20)) + ".invalid"
-        return name, name
-    # Not of 127.0.0.0/16 and 127.255.0.0/16, where lists have entries of their own.
-    number = secrets.randbelow(254 << 16) + (1 << 16)
-    address = f"127.{number >> 16}.{number >> 8 & 255}.{number & 255}"
-    return (
-        (reversed_address(address), address) if kind == "v4" else (mapped_name(address), f"::ffff:{address}")
-    )
-
-
-def _against(blocklist: Blocklist, asked: Asked) -> str:
-    """What an answer that must not be says against the list."""
-    codes = [str(code) for code in asked.found.records]
-    for code in codes:
-        if code.startswith(REFUSALS):
-            return f"refuses to answer: {code} ({REFUSAL_TEXTS.get(code, 'see its documentation')})"
-        if not code.startswith("127."):
-            return f"answers {code}, which is no reply of a list, for {asked.shown}"
-        if is_refusal(blocklist.zone, code):
-            return f"refuses to answer: {code} for {asked.shown}"
-    return f"lists {asked.shown} as {codes[0]}, as it would list everybody" if codes else "answers nothing"
-
-
-__all__ = ["SICK", "WELL", "Forgetful", "Zones"]

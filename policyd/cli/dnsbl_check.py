@@ -1,0 +1,163 @@
+"""``policyctl dnsbl check``: what every configured blocklist says of an address or domain; asks the DNS from here."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from policyd.answer import escape
+from policyd.blocklists import Blocklist, Listing, reversed_address
+from policyd.cli.common import Session, json_option, pass_session, table
+from policyd.errors import NotFound, UserError
+from policyd.senderpolicy import policy_domain
+
+if TYPE_CHECKING:
+    from policyd.checks.dnsbl import Check
+    from policyd.config import Config
+
+#: Until the lists' answers are there, s.
+PATIENCE = 10.0
+
+NOT_LISTED = 3
+
+
+@click.command()
+@click.argument("what", metavar="ADDRESS|DOMAIN")
+@json_option
+@pass_session
+def check(session: Session, what: str) -> int:
+    """Ask every configured list about an address or a domain, now and from here: answer, code, time.
+
+    Exit code 0: some list has it, 3: none has, 1: none could be asked. What the daemon remembers, and lists that are off,
+    play no part in this.
+    """
+    address = reversed_address(what)
+    name = address or policy_domain(what.rpartition("@")[2].removesuffix("."))
+    if not name:
+        raise click.UsageError(
+            f"{escape(what)!r} is no address and no domain; write one like 192.0.2.1 or example.org",
+            click.get_current_context(),
+        )
+    asking = [
+        (check_name, each)
+        for check_name, each in _checks(session)
+        if each.blocklists[0].domains != bool(address)
+    ]
+    if not asking:
+        kind = "addresses" if address else "domains"
+        raise NotFound(
+            f"no dnsbl check of {session.config_path} looks up {kind}; add one, see policyd-checks(7)"
+        )
+    lists = list(dict.fromkeys(each for _, check in asking for each in check.blocklists))
+    said = asyncio.run(_ask(session.config, lists, name))
+    if session.json:
+        session.data(_check_record(what, asking, said))
+    else:
+        for line in _check_lines(what, asking, said):
+            click.echo(line)
+    if any(each.listing.codes for each in said.values()):
+        return 0
+    return NOT_LISTED if any(each.listing.known for each in said.values()) else 1
+
+
+def _checks(session: Session) -> list[tuple[str, Check]]:
+    """The dnsbl checks of the configuration, by name.
+
+    :raises UserError: one does not take its options.
+    """
+    from policyd.checks import Context, dnsbl
+
+    found = []
+    for section in session.config.checks:
+        if isinstance(section.options, dnsbl.Options):
+            try:
+                check = dnsbl.Check(section.options, Context(section.name, section.direction))
+            except ValueError as error:
+                raise UserError(f"{section.place}: check {section.name!r}: {error}") from None
+            found.append((section.name, check))
+    return found
+
+
+class Said(NamedTuple):
+    """What one list said, its own text on it, and what it took, s."""
+
+    listing: Listing
+    text: str
+    seconds: float
+
+
+async def _ask(config: Config, lists: Sequence[Blocklist], name: str) -> dict[Blocklist, Said]:
+    from policyd.dns.resolver import Resolver
+    from policyd.dns.zones import Zones
+
+    resolver = Resolver(config.dns.nameservers, config.dns.timeout / 1000)
+    zones = Zones(resolver)
+    due = time.monotonic() + PATIENCE
+
+    async def one(blocklist: Blocklist) -> Said:
+        began = time.monotonic()
+        (listing,) = await zones.look_up([blocklist], name, due)
+        took = time.monotonic() - began
+        text = await zones.text(blocklist, name, due) if listing.codes else ""
+        return Said(listing, text, took)
+
+    try:
+        return dict(zip(lists, await asyncio.gather(*map(one, lists)), strict=True))
+    finally:
+        await resolver.close()
+
+
+def _answer(listing: Listing) -> str:
+    if listing.codes:
+        return " ".join(listing.codes)
+    return "not listed" if listing.known else f"does not count: {listing.why}"
+
+
+def _check_lines(what: str, asking: Sequence[tuple[str, Check]], said: dict[Blocklist, Said]) -> list[str]:
+    rows = [
+        (each.public, _answer(its.listing), f"{1000 * its.seconds:.0f} ms", its.text[:120])
+        for each, its in said.items()
+    ]
+    lines = [table(("list", "answer", "took", "says"), rows), ""]
+    for name, check in asking:
+        total = check.add_up(check.blocklists, [said[each].listing for each in check.blocklists])
+        meaning = "listed" if total.named is not None else "not refused"
+        lines.append(
+            f"check {name}: score {total.score}, refused from {check.threshold} on: {escape(what, 100)} is {meaning}"
+        )
+    return lines
+
+
+def _check_record(
+    what: str, asking: Sequence[tuple[str, Check]], said: dict[Blocklist, Said]
+) -> dict[str, Any]:
+    checks = []
+    for name, check in asking:
+        total = check.add_up(check.blocklists, [said[each].listing for each in check.blocklists])
+        checks.append(
+            {
+                "check": name,
+                "score": total.score,
+                "threshold": check.threshold,
+                "listed": total.named is not None,
+            }
+        )
+    return {
+        "what": what,
+        "lists": [
+            {
+                "list": each.public,
+                "codes": list(its.listing.codes),
+                "known": its.listing.known,
+                "why": its.listing.why,
+                "text": its.text,
+                "ms": round(1000 * its.seconds, 1),
+            }
+            for each, its in said.items()
+        ],
+        "checks": checks,
+    }
