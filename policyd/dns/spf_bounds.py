@@ -56,8 +56,9 @@ class Sheet:
     ) -> None:
         self.known: dict[Question, Found] = {}
         self.asked = 0
-        #: Processor time, s.
+        #: Processor time of all runs but the longest, s.
         self.worked = 0.0
+        self._longest = 0.0
         self.due = due
         self._resolver = resolver
         self._headroom = headroom
@@ -97,6 +98,11 @@ class Sheet:
             if not await self._wait(question, until):
                 return False
         return True
+
+    def note_work(self, seconds: float) -> None:
+        """Add a run's processor time."""
+        self.worked += min(seconds, self._longest)
+        self._longest = max(seconds, self._longest)
 
     def close(self) -> None:
         """Wait no longer for what was asked ahead."""

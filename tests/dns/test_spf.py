@@ -511,6 +511,15 @@ async def test_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @on_loop
+async def test_one_long_run_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collection of garbage that falls into a run must not turn an honest domain's verdict into temperror."""
+    ticks = iter([0.0, 5.0])
+    monkeypatch.setattr(evaluating.time, "thread_time", lambda: next(ticks, 5.0))
+    zone = records(("example.org", "TXT", b"v=spf1 a -all"), ("example.org", "A", ["10.0.0.1"]))
+    assert (await judge(Evaluator(Heart(zone)))).result == "fail"
+
+
+@on_loop
 async def test_other_txt_records_are_no_matter() -> None:
     """A domain has verification tokens and keys, some of them long or no text at all."""
     texts = [b"\xff\xfe", b"x" * 5000, b"google-site-verification=x", b"v=spf10 -all", b"v=spf1 -all"]
