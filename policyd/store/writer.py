@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from policyd.decision import Decision, Operation
@@ -25,8 +26,11 @@ from policyd.store.ledger import Settle, Staged
 from policyd.store.sturdy import UPKEEP, Handed, SturdyLedger
 from policyd.store.upkeep import Keep
 
-#: Operations in one transaction at the most.
+#: Operations that are decided at once at the most.
 BATCH = 256
+#: Operations on the pile at the most, and waiting for it: beyond that the disk hangs, and memory must not fill up.
+MOST_STAGED = 1_024
+MOST_WAITING = 20_000
 
 log = logging.getLogger("policyd.store")
 
@@ -100,7 +104,10 @@ class Writer:
         return self.ledger.steering()
 
     def submit(self, operation: Operation) -> None:
-        """Queue an operation; its decision comes by ``deliver``."""
+        """Queue an operation; its decision comes by ``deliver``, ``None`` at once when too many wait."""
+        if len(self._queue) >= MOST_WAITING:
+            self.soon(partial(self.deliver, [(operation, None)]))
+            return
         self._queue.append(operation)
         if not self._stage_soon:
             # Not at once: what else comes in this turn of the loop belongs to the same batch.
@@ -143,7 +150,8 @@ class Writer:
             return
         try:
             # In trouble, and at the end, the thread takes it from the queue.
-            if not self.ledger.sick and not self._stopping:
+            ready = not self.ledger.sick and not self._stopping
+            if ready and len(self._staged.operations) + len(self._cold) < MOST_STAGED:
                 operations = self._take()
                 if operations and not self.ledger.stage(operations, self._staged):
                     self._cold += operations

@@ -7,6 +7,7 @@ import itertools
 import os
 import resource
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,8 +24,9 @@ from policyd.store import admin, connect
 from policyd.store import instances as instances_module
 from policyd.store import ledger as ledger_module
 from policyd.store import sturdy as sturdy_module
+from policyd.store import writer as writer_module
 from policyd.store.connect import open_for_admin
-from policyd.store.ledger import reference
+from policyd.store.ledger import Staged, reference
 from tests.fakes import (
     PATIENCE,
     Disk,
@@ -464,7 +466,9 @@ def test_a_stump_of_a_file(tmp_path: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_while_it_runs(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_damaged_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None]
+) -> None:
     """Met at the next opening: kept aside as it was found, bans and unwritten counts are taken over, readers told."""
     path = tmp_path / "policyd.db"
     with Store(path, engine(*MX_RULES)) as store:
@@ -473,10 +477,14 @@ def test_damaged_while_it_runs(tmp_path: Path, damage: Callable[[Path], None]) -
         assert store.settled(ask()).by == "bans"
         # Nothing of it stands in the WAL, which would make up for the damage.
         assert Disk(path).query("PRAGMA wal_checkpoint(TRUNCATE)")[0][0] == 0
+        # An attempt to heal that has opened the file before the damage, and writes after it, has no need to read the file.
+        monkeypatch.setattr(sturdy_module, "RETRY", PATIENCE)
         with locked(path):
             store.decide(ask(sasl_username="bert"), ask(sasl_username="bert"))
             damage(path)
             before = path.read_bytes()
+        monkeypatch.setattr(sturdy_module, "RETRY", 0.002)
+        store.writer.ledger._next_retry = 0.0
         count = 0
         for _ in range(400):
             (decision,) = store.decide(ask(sasl_username="carl"))
@@ -676,3 +684,64 @@ def test_references_do_not_count_up() -> None:
     found = [reference(sequence) for sequence in range(1, 2_000)]
     assert len(set(found)) == len(found)
     assert sum(first[:3] == second[:3] for first, second in itertools.pairwise(found)) < 20
+
+
+def test_a_disk_that_hangs_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is decided and not written is bounded, what waits is bounded; all of it comes back, counted as answered."""
+    monkeypatch.setattr(writer_module, "MOST_STAGED", 8)
+    monkeypatch.setattr(writer_module, "MOST_WAITING", 20)
+    path = tmp_path / "policyd.db"
+    with Store(path, engine(quota_rule("1000 messages per 1h"))) as store:
+        store.decide(ask())
+        store.writer.ledger._ledger.instances.complete = True
+        hangs, goes_on, write = threading.Event(), threading.Event(), store.writer.ledger.write
+
+        def slow(staged: Staged) -> Exception | None:
+            hangs.set()
+            assert goes_on.wait(PATIENCE)
+            return write(staged)
+
+        monkeypatch.setattr(store.writer.ledger, "write", slow)
+        store.writer.submit(store.operation(ask()))
+        assert hangs.wait(PATIENCE)
+        for _ in range(50):
+            store.writer.submit(store.operation(ask()))
+        assert len(store.writer._staged.operations) == 8
+        assert store.writer.waiting() == 20
+        goes_on.set()
+        handed = [store.handed.get(timeout=PATIENCE)[1] for _ in range(51)]
+    decided = [decision for decision in handed if decision is not None]
+    assert len(decided) == 1 + 8 + 20
+    assert Disk(path).used("messages/external") == 1 + len(decided)
+
+
+def test_what_was_staged_on_top_of_a_change_is_decided_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ban that comes while one batch is written and the next is staged: it holds for both, and nothing is counted."""
+    path = tmp_path / "policyd.db"
+    with Store(path, engine(ban_rule(), quota_rule("1000 messages per 1h"))) as store:
+        store.decide(ask())
+        store.writer.ledger._ledger.instances.complete = True
+        hangs, goes_on, write = threading.Event(), threading.Event(), store.writer.ledger.write
+
+        def slow(staged: Staged) -> Exception | None:
+            hangs.set()
+            assert goes_on.wait(PATIENCE)
+            return write(staged)
+
+        monkeypatch.setattr(store.writer.ledger, "write", slow)
+        before = [store.operation(ask()) for _ in range(3)]
+        store.writer.submit(before[0])
+        assert hangs.wait(PATIENCE)
+        for operation in before[1:]:
+            store.writer.submit(operation)
+        assert len(store.writer._staged.operations) == 2
+        ban_alice(path)
+        goes_on.set()
+        handed = [store.handed.get(timeout=PATIENCE)[1] for _ in before]
+        assert [decision.settled.by for decision in handed if decision is not None] == ["bans"] * 3
+        assert store.settled(ask()).by == "bans"
+    assert Disk(path).used("messages/external") == 1
+    ids = [row[0] for row in Disk(path).query("SELECT id FROM decision ORDER BY id")]
+    assert ids == [1, 2, 3, 4, 5]
