@@ -93,10 +93,10 @@ def _lines(text: str) -> list[tuple[str, str, Any]]:
 def _is_certain(document: Document, urls: set[str]) -> bool:
     """Whether the place of the database is known: said once and well, or not said at all."""
     twice = any(": store.url: is already set" in problem for problem in document.problems)
-    if twice or document.unread or not isinstance(document.data.get("store", {}), dict):
+    if twice or not isinstance(document.data.get("store", {}), dict):
         return False
     if not urls:
-        return not any(_ABOUT_PLACE.search(text) for text in document.broken)
+        return not document.unread and not any(_ABOUT_PLACE.search(text) for text in document.broken)
     try:
         return len({store_path(url) for url in urls}) == 1
     except ValueError:
@@ -119,7 +119,9 @@ def _knows_default_domain(document: Document) -> bool:
     if not isinstance(site, dict):
         return False
     if "default_domain" not in site:
-        return not any("default_domain" in text or "include" in text for text in document.broken)
+        return not document.unread and not any(
+            "default_domain" in text or "include" in text for text in document.broken
+        )
     try:
         domain_or_none(site["default_domain"])
     except ValueError:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from click.testing import CliRunner, Result
 
@@ -50,6 +52,14 @@ TABLES = (
 )
 
 
+class Ran(NamedTuple):
+    """What a run of policyctl came to."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
 class Place:
     """One directory with all that policyctl needs; alice@example.org has been seen."""
 
@@ -70,6 +80,16 @@ class Place:
         return CliRunner(env={"SUDO_USER": "root", "NO_COLOR": ""} | (env or {})).invoke(
             main, ["--config", str(self.config), *words], input=stdin, color=color
         )
+
+    def ran(self, *words: str) -> Ran:
+        """The same with both streams apart, which click 8.1 and 8.2 do in ways that differ."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main.main(["--config", str(self.config), *words])
+            except SystemExit as ended:
+                return Ran(int(ended.code or 0), out.getvalue(), err.getvalue())
+        raise AssertionError("policyctl came back")
 
     def json(self, *words: str) -> Any:
         """What it prints for programs; it must have worked."""

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from policyd.checks import options_of
+from policyd.config import rescue
 from tests.cli.conftest import CONFIG as WHOLE
 from tests.cli.conftest import Run
 from tests.cli.place import CONFIG, Place
@@ -17,6 +19,7 @@ BROKEN = {
     + '\n[[check]]\nuse = "quota"\nname = "second"\nlimits = ["5 apples per 1h"]\n',
     "no TOML": CONFIG + "\n[[check]\nuse = allow\n",
     "no TOML before the store": "[server\nlisten = [\n" + CONFIG,
+    "a file that is not there": 'include = ["more.toml"]\n' + CONFIG,
 }
 
 
@@ -38,11 +41,11 @@ def test_what_needs_the_database_alone_goes_on(tmp_path: Path, text: str) -> Non
         ["dump"],
         ["db", "size"],
     ):
-        result = place.run(*words)
-        assert result.exit_code == 0, (words, result.output)
+        result = place.ran(*words)
+        assert result.exit_code == 0, (words, result.stderr)
         told = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
-        assert len(told) == 1, (words, result.output)
-        assert told[0].startswith(f"warning: {place.config}:")
+        assert len(told) == 1, (words, result.stderr)
+        assert told[0].startswith(f"warning: {tmp_path}/")
         assert "policyctl config check" in told[0]
     assert place.ask("SELECT kind, value FROM allow") == [("client", "192.0.2.25")]
     assert [row[0] for row in place.ask("SELECT DISTINCT user FROM user_limit")] == ["alice@example.org"]
@@ -60,7 +63,7 @@ def test_what_goes_by_the_whole_file_is_refused(tmp_path: Path, text: str) -> No
         ["db", "prune"],
         ["tier", "list"],
     ):
-        result = place.run(*words)
+        result = place.ran(*words)
         assert (result.exit_code, result.stdout) == (1, ""), words
         assert all(line.startswith("policyctl: ") for line in result.stderr.splitlines())
 
@@ -73,37 +76,54 @@ def test_what_goes_by_the_whole_file_is_refused(tmp_path: Path, text: str) -> No
         CONFIG.replace('url = "sqlite:///{path}"', 'url = "sqlite:///{path}'),
         CONFIG + '\n[store]\nurl = "sqlite:///{path}2"\n',
         'include = ["conf.d/*.toml"]\n[server\n',
+        'include = ["more.toml"]\n',
         "store = 5\n",
+    ],
+    ids=[
+        "another database",
+        "a broken head",
+        "a broken line",
+        "two of them",
+        "perhaps included",
+        "not read",
+        "no section",
     ],
 )
 def test_a_place_that_is_not_certain_is_not_guessed(tmp_path: Path, text: str) -> None:
     """Rather nothing than a ban in another database."""
     place = Place(tmp_path, text)
     before = place.everything()
-    result = place.run("ban", "client", "192.0.2.77")
+    result = place.ran("ban", "client", "192.0.2.77")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert f"policyctl: {place.config}" in result.stderr
+    assert f"policyctl: {tmp_path}/" in result.stderr
     assert place.everything() == before
+
+
+def test_the_place_by_default_is_certain_where_nothing_is_said_of_it(tmp_path: Path) -> None:
+    """A broken file without a word about the database means the default place."""
+    path = tmp_path / "policyd.toml"
+    path.write_text("[server\n")
+    assert rescue(path, options_of).config.store.path == "/var/lib/policyd/policyd.db"
 
 
 def test_a_login_without_a_domain_is_not_guessed(tmp_path: Path) -> None:
     """Whether alice is alice@example.org is not known when [site] cannot be read."""
     place = Place(tmp_path, CONFIG.replace('default_domain = "example.org"', "default_domain = 7"))
-    result = place.run("ban", "user", "alice", "--force")
+    result = place.ran("ban", "user", "alice", "--force")
     assert result.exit_code == 2
     assert "write the whole login" in result.stderr
-    assert place.run("ban", "user", "alice@example.org").exit_code == 0
+    assert place.ran("ban", "user", "alice@example.org").exit_code == 0
     assert place.ask("SELECT value FROM ban") == [("alice@example.org",)]
 
 
 def test_a_mode_can_be_set_for_a_check_with_errors(tmp_path: Path) -> None:
     """The daemon still runs it as it was."""
     place = Place(tmp_path, BROKEN["a check with errors"])
-    result = place.run("check", "shadow", "second", "--for", "1h")
-    assert result.exit_code == 0, result.output
+    result = place.ran("check", "shadow", "second", "--for", "1h")
+    assert result.exit_code == 0, result.stderr
     assert "without check second" in result.stderr
-    assert place.run("check", "shadow", "thrid").exit_code == 3
-    assert place.run("check", "list").exit_code == 0
+    assert place.ran("check", "shadow", "thrid").exit_code == 3
+    assert place.ran("check", "list").exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -631,9 +631,9 @@ def test_what_holds_is_named_when_something_narrower_is_lifted(
     place: Place, banned: list[str], asked: list[str], says: str
 ) -> None:
     """Nobody is left with "is not banned" of a client that is refused."""
-    assert place.run("ban", *banned).exit_code == 0
+    assert place.ran("ban", *banned).exit_code == 0
     for words in (["unban"], ["ban", "show"]):
-        result = place.run(*words, *asked)
+        result = place.ran(*words, *asked)
         assert (result.exit_code, result.stdout) == (3, "")
         assert says in result.stderr
     assert len(place.ask("SELECT * FROM ban")) == 1
@@ -657,18 +657,18 @@ def test_a_login_is_proposed_for_a_mistyped_one_only(place: Place, typed: str, m
     for words in (["ban", "user", typed], ["why", typed], ["quota", "show", typed]):
         if typed == "postmaster" and words[0] == "ban":
             continue
-        result = place.run(*words)
+        result = place.ran(*words)
         assert result.exit_code == 3
         assert (f"did you mean {meant}?" in result.stderr) if meant else ("did you mean" not in result.stderr)
 
 
 def test_a_limit_that_is_not_there_cannot_be_lifted(place: Place) -> None:
     """A mistyped window would leave the limit in force, and the admin sure that it is gone."""
-    result = place.run("quota", "set", "alice", "unlimited recipients per 2h")
+    result = place.ran("quota", "set", "alice", "unlimited recipients per 2h")
     assert (result.exit_code, result.stdout) == (3, "")
     assert "it has 20 recipients per 1h" in result.stderr
     assert place.ask("SELECT * FROM user_limit") == []
-    assert place.run("quota", "set", "alice", "unlimited recipients per 60m").exit_code == 0
-    assert place.run("quota", "set", "alice", "5 recipients per 2h").exit_code == 0
-    assert place.run("quota", "set", "alice", "unlimited recipients per 2h").exit_code == 0
-    assert place.run("quota", "set", "alice", "unlimited bytes per 1h", "--force").exit_code == 0
+    assert place.ran("quota", "set", "alice", "unlimited recipients per 60m").exit_code == 0
+    assert place.ran("quota", "set", "alice", "5 recipients per 2h").exit_code == 0
+    assert place.ran("quota", "set", "alice", "unlimited recipients per 2h").exit_code == 0
+    assert place.ran("quota", "set", "alice", "unlimited bytes per 1h", "--force").exit_code == 0
