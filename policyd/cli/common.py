@@ -148,7 +148,10 @@ def _told(rescued: Rescued) -> str:
     """One line about a configuration with errors."""
     first, *more = rescued.problems
     others = f" (and {len(more)} more problem{'s' if len(more) > 1 else ''})" if more else ""
-    without = f", without check {', '.join(rescued.left_out)}" if rescued.left_out else ""
+    names = [f"check {name}" for name in rescued.left_out]
+    if not rescued.knows_checks:
+        names.append("what else cannot be read" if names else "the rest")
+    without = f", without {', '.join(names)}" if names else ""
     return f"{first}{others}; going on by what can be read{without}. 'policyctl config check' tells all"
 
 

@@ -75,6 +75,8 @@ class Offline:
         self.config = config
         self.connection = connection
         self.engine = _engine(config, warn)
+        #: Whether every check of the configuration takes part.
+        self.complete = len(self.engine.rules) == len(config.checks)
         self._failure = ""
         self._ledger = Ledger(
             connection, LedgerClock(stored_base(connection)), settle, time.perf_counter_ns, self._failed

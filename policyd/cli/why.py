@@ -107,6 +107,11 @@ class Findings:
         #: Bans without effect, each with what stands before it.
         self.masked: list[tuple[Entry, str]] = []
         self.remarks: list[str] = []
+        rescued = session.rescued
+        #: Whether every check that the daemon may have was asked here.
+        self.complete = offline.complete and (
+            rescued is None or (rescued.knows_checks and not rescued.left_out)
+        )
 
     def look(self, connection: sqlite3.Connection) -> None:
         """Ask everything that is to be told."""
@@ -224,7 +229,8 @@ class Findings:
         return {
             "user": None if self.subject.is_client else self.subject.name,
             "client": self.subject.name if self.subject.is_client else None,
-            "can_send": self.can_send,
+            # Of a file with errors only a refusal is certain.
+            "can_send": None if self.can_send and not self.complete else self.can_send,
             "answer": self.decision.action,
             "check": self.decision.by,
             "reason": self.decision.reason,
@@ -266,6 +272,10 @@ class Findings:
         if self.can_send:
             by = f": {escape(row.reason, 300)}" if row.reason and row.by else ""
             lines = [click.style(f"{name} can send now{by}", fg="green", bold=True)]
+            if not self.complete:
+                file = escape(self._session.config_path, 1000)
+                text = f"{name}: nothing refuses it that can be read of {file}; a check with errors may"
+                lines = [click.style(text, fg="yellow", bold=True)]
         else:
             verdict = "would be put on hold" if row.verdict == "hold" else "cannot send now"
             lines = [

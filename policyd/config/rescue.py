@@ -1,8 +1,9 @@
 """What a configuration with errors still says: enough for policyctl to find the database and to steer it.
 
 The daemon never starts with such a file. But who has to ban an account at night must not have to mend TOML first, so
-what is sound is taken, and what is not is left out, by key, tier and check. Of a file that is no TOML at all, the lines
-of ``[store]`` and ``[site]`` that can be read alone are taken. Where the database is must be certain: nothing is guessed.
+what is sound is taken, and what is not is left out, by key, tier and check. Of a file that is no TOML as a whole, each
+table that is TOML by itself is taken, and of ``[store]`` and ``[site]`` each line. Where the database is must be certain:
+nothing is guessed.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from policyd.config.source import Document, read
 from policyd.config.values import domain_or_none, store_path
 from policyd.errors import ConfigError
 
-_HEAD = re.compile(r"\s*\[\s*([A-Za-z0-9_-]+)\s*\]\s*(?:#.*)?", re.ASCII)
-_OTHER_HEAD = re.compile(r"\s*\[\[?[^\[\]=,]*\]\]?\s*(?:#.*)?")
-_PAIR = re.compile(r"\s*([A-Za-z0-9_-]+)\s*(?:\.\s*([A-Za-z0-9_-]+)\s*)?=")
+#: A line that begins a table, whether it is complete or not.
+_HEAD = re.compile(r"[ \t]*\[\[?[ \t]*[A-Za-z0-9_-]+[ \t]*(?:[\].#]|$)")
+_TABLE = re.compile(r"[ \t]*\[[ \t]*(site|store)[ \t]*\][ \t]*(?:#.*)?")
+_KEY = re.compile(r"[ \t]*([A-Za-z0-9_-]+)[ \t]*=")
 #: What a file would have to say for the database not to be in its default place.
 _ABOUT_PLACE = re.compile(r"store|url|sqlite|include")
 
@@ -31,8 +33,10 @@ class Rescued(NamedTuple):
     config: Config
     #: Every problem, as :class:`ConfigError` has them.
     problems: tuple[str, ...]
-    #: Names of the checks that were left out.
+    #: Names of the checks that were left out, as far as they are known.
     left_out: tuple[str, ...]
+    #: Whether these are all: nothing else in the file can have been a check.
+    knows_checks: bool
     #: Whether ``[site] default_domain`` is what the file says, or known to be missing in it.
     knows_default_domain: bool
 
@@ -43,51 +47,85 @@ def rescue(path: str | os.PathLike[str], options_of: OptionsOf) -> Rescued:
     :raises ConfigError: with every problem: it does not say for certain where the database is.
     """
     document = read(os.fspath(path))
-    whole = not document.problems
-    urls = _take_lines(document)
+    problems = document.problems
+    urls, pieces_lost = _take_pieces(document)
     named = document.data.get("store", {})
     if isinstance(named, dict) and "url" in named:
         urls.add(str(named["url"]))
-    config = assemble(document, options_of, whole, partial=True)
+    config = assemble(document, options_of, not problems, partial=True)
+    if not document.broken:
+        # Else they are about pieces, whose lines are not known.
+        problems = document.problems
     if config is None or not _is_certain(document, urls):
-        raise ConfigError(document.problems)
+        raise ConfigError(problems)
     read_names = {check.name for check in config.checks}
     left_out = dict.fromkeys(name for name in _check_names(document) if name not in read_names)
-    return Rescued(config, tuple(document.problems), tuple(left_out), _knows_default_domain(document))
+    included = any("include" in text for text in document.broken)
+    return Rescued(
+        config,
+        tuple(problems),
+        tuple(left_out),
+        not (pieces_lost or included or document.unread),
+        _knows_default_domain(document),
+    )
 
 
-def _take_lines(document: Document) -> set[str]:
-    """Put what single lines of broken files say into the document; every URL of a database that is among it."""
+def _take_pieces(document: Document) -> tuple[set[str], bool]:
+    """Put into the document what broken files say: every URL of a database that is there, and whether anything was lost."""
     urls: set[str] = set()
+    lost = False
     for text in document.broken:
-        for section, key, value in _lines(text):
-            if section == "store" and key == "url":
-                urls.add(str(value))
-            table = document.data.setdefault(section, {})
-            if isinstance(table, dict):
-                table.setdefault(key, value)
-    return urls
+        for piece in _pieces(text):
+            data = _parsed(piece)
+            if data is None:
+                lost = True
+                data = _lines(piece)
+            store = data.get("store")
+            if isinstance(store, dict) and "url" in store:
+                urls.add(str(store["url"]))
+            _join(document.data, data)
+    return urls, lost
 
 
-def _lines(text: str) -> list[tuple[str, str, Any]]:
-    """Section, key and value of each line of ``[site]`` and ``[store]`` that is valid by itself."""
-    found = []
-    section = ""
+def _pieces(text: str) -> list[str]:
+    """The text cut before each line that begins a table."""
+    pieces: list[list[str]] = [[]]
     for line in text.split("\n"):
-        if head := _HEAD.fullmatch(line):
-            section = head[1]
-        elif _OTHER_HEAD.fullmatch(line):
-            section = "another"
-        elif pair := _PAIR.match(line):
-            try:
-                value = tomllib.loads(line)[pair[1]]
-            except (ValueError, RecursionError):
-                continue
-            if section in ("site", "store") and not pair[2]:
-                found.append((section, pair[1], value))
-            elif not section and pair[1] in ("site", "store") and isinstance(value, dict):
-                found += [(pair[1], key, inner) for key, inner in value.items()]
-    return found
+        if _HEAD.match(line):
+            pieces.append([])
+        pieces[-1].append(line)
+    return ["\n".join(lines) for lines in pieces]
+
+
+def _parsed(piece: str) -> dict[str, Any] | None:
+    try:
+        return tomllib.loads(piece)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _lines(piece: str) -> dict[str, Any]:
+    """What the lines of ``[site]`` or ``[store]`` say that are valid by themselves."""
+    head, *lines = piece.split("\n")
+    section = _TABLE.fullmatch(head)
+    if section is None:
+        return {}
+    found: dict[str, Any] = {}
+    for line in lines:
+        if _KEY.match(line):
+            for key, value in (_parsed(line) or {}).items():
+                found.setdefault(key, value)
+    return {section[1]: found}
+
+
+def _join(into: dict[str, Any], data: dict[str, Any]) -> None:
+    """Take ``data`` in; what is there already stays."""
+    for key, value in data.items():
+        present = into.setdefault(key, value)
+        if present is not value and isinstance(present, dict) and isinstance(value, dict):
+            _join(present, value)
+        elif present is not value and isinstance(present, list) and isinstance(value, list):
+            present.extend(value)
 
 
 def _is_certain(document: Document, urls: set[str]) -> bool:

@@ -147,6 +147,28 @@ def test_looking_goes_as_far_as_it_can(
     assert policyctl("status").code == 4
 
 
+@pytest.mark.parametrize(
+    "added",
+    ['[[check]\nuse = "quota"\n', '[[check]]\nuse = "quota"\nname = "b"\nlimits = ["5 apples per 1h"]\n'],
+)
+def test_why_does_not_say_yes_by_half_a_policy(
+    sample: Sample, policyctl: Run, config_path: Path, added: str
+) -> None:
+    """A check that cannot be read may refuse; one that can, does."""
+    sample.ask()
+    config_path.write_text(config_path.read_text() + added)
+    ran = policyctl("why", "alice")
+    assert "can send now" not in ran.out
+    assert ran.out.startswith("alice@example.org: nothing refuses it that can be read")
+    assert policyctl("why", "alice", "--json").json["can_send"] is None
+    assert policyctl("ban", "client", "192.0.2.0/24").code == 0
+    found = policyctl("why", "192.0.2.7", "--json").json
+    assert (found["can_send"], found["check"]) == (False, "bans")
+    sample.ask(recipient="", recipient_count="4", client_address="203.0.113.1")
+    found = policyctl("why", "alice", "--json").json
+    assert (found["can_send"], found["check"]) == (False, "quota")
+
+
 def test_status_says_that_the_file_has_errors(sample: Sample, policyctl: Run, config_path: Path) -> None:
     """The daemon would not start with it, which nobody should find out at the next restart."""
     sample.ask()
