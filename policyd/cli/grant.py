@@ -72,7 +72,9 @@ def add_grant(session: Session, user: str, amount: str, unit: str | None, force:
                 expires,
             )
             change.put("user_grant", grant)
-            text = f"{_amount(grant)} more in every window, until {times.until(expires)}"
+            text = (
+                f"{amount_text(grant.unit, grant.amount)} more in every window, until {times.until(expires)}"
+            )
             change.record("grant", user, f"grant {grant.id}: {text}")
     session.done(
         {"dry_run": terms.dry_run, "set": [dump.record("user_grant", grant, times.ahead)]},
@@ -99,10 +101,12 @@ def remove_grant(session: Session, grants: tuple[str, ...], terms: Terms) -> Non
         rows = admin.rows(connection, "user_grant", change.now)
         for grant in _chosen(session, rows, grants):
             change.drop("user_grant", grant.id)
-            change.record("grant rm", grant.user, f"grant {grant.id}: was {_amount(grant)}")
+            change.record(
+                "grant rm", grant.user, f"grant {grant.id}: was {amount_text(grant.unit, grant.amount)}"
+            )
             records.append(dump.record("user_grant", grant, times.ahead))
             lines.append(
-                f"{terms.prefix}{escape(grant.user)}: grant {grant.id} of {_amount(grant)} is taken back"
+                f"{terms.prefix}{escape(grant.user)}: grant {grant.id} of {amount_text(grant.unit, grant.amount)} is taken back"
             )
     session.done({"dry_run": terms.dry_run, "removed": records}, *lines)
 
@@ -153,8 +157,9 @@ def _chosen(session: Session, rows: list[Grant], names: tuple[str, ...]) -> list
     return list(chosen.values())
 
 
-def _amount(grant: Grant) -> str:
-    return format_size(grant.amount) if grant.unit == "bytes" else f"{grant.amount} {grant.unit}"
+def amount_text(unit: str, amount: int) -> str:
+    """An amount with its unit: ``500MB``, ``20 messages``."""
+    return format_size(amount) if unit == "bytes" else f"{amount} {unit}"
 
 
 def _print(session: Session, times: Times, rows: list[Grant]) -> None:

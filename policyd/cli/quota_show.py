@@ -162,21 +162,17 @@ def steered(offline: Offline, account: str) -> tuple[list[dict[str, Any]], list[
 
 def steered_lines(own: list[dict[str, Any]], grants: list[dict[str, Any]], times: Times) -> list[str]:
     """Own limits and grants for people."""
-    from policyd.units import Limit, format_duration
+    from policyd.cli.grant import amount_text
+    from policyd.store.dump import limit_text
 
-    lines = []
-    for row in own:
-        if row["amount"] < 0:
-            what = f"no limit of {row['unit']} per {format_duration(row['window'])}"
-        else:
-            what = str(Limit(row["amount"], row["unit"], row["window"]))
-        lines.append(f"own limit: {what}{_circumstances(row, times)}")
-    lines += [
-        f"granted: {amount(row['unit'], row['amount'])} {'' if row['unit'] == 'bytes' else row['unit'] + ' '}more"
-        f" in every window{_circumstances(row, times)}"
+    own_lines = [
+        f"own limit: {limit_text(row['unit'], row['window'], row['amount'])}{_circumstances(row, times)}"
+        for row in own
+    ]
+    return own_lines + [
+        f"granted: {amount_text(row['unit'], row['amount'])} more in every window{_circumstances(row, times)}"
         for row in grants
     ]
-    return lines
 
 
 def _circumstances(row: dict[str, Any], times: Times) -> str:
