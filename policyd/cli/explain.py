@@ -114,11 +114,40 @@ def explain(session: Session, what: tuple[str, ...]) -> None:
     for text_line in describe(row, policy_now):
         click.echo(text_line)
     others = [other for other in rows if other.id != row.id]
+    earlier = said_before(row, others)
+    if earlier:
+        click.echo("\nBefore that, of the same mail:")
+        click.echo(table(["stage", "recipient", "check", "mode", "opinion", "took", "reason"], earlier))
     if others:
         click.echo(
             f"\nThe same mail was asked about {len(others)} more time{'s' if len(others) > 1 else ''}:"
         )
         click.echo(decision_table(others))
+
+
+def said_before(row: Logged, others: list[Logged]) -> list[tuple[str, ...]]:
+    """The first opinions of checks that were asked about the mail and not in ``row``: blocklists and SPF are asked at RCPT,
+    and it is at its end that a mail passes."""
+    named = {check["check"] for check in behind(row).checks}
+    found: list[tuple[str, ...]] = []
+    for other in others:
+        for check in behind(other).checks:
+            # One that had no opinion of the first recipient may have one of the next.
+            if check["check"] in named or check["outcome"] == "-":
+                continue
+            named.add(check["check"])
+            found.append(
+                (
+                    other.stage,
+                    other.recipient,
+                    check["check"],
+                    check["mode"],
+                    check["outcome"],
+                    f"{check['micros']} us",
+                    check["reason"],
+                )
+            )
+    return found
 
 
 def describe(row: Logged, policy_now: str, only_tried: bool = False) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from policyd.answer import escape
+from policyd.blocklists import SUBJECT
 from policyd.cli.common import (
     NOT_RUNNING,
     UNKNOWN_RUNNING,
@@ -52,6 +53,7 @@ def status(session: Session) -> int:
 
 
 def _look(session: Session, connection: sqlite3.Connection, running: bool | None) -> dict[str, Any]:
+    from policyd.cli import status_dns
     from policyd.cli.db import file_sizes
     from policyd.store import migrate, read
     from policyd.store.clock import stored_base
@@ -107,6 +109,7 @@ def _look(session: Session, connection: sqlite3.Connection, running: bool | None
         "last_hour_complete": hour_complete,
         "stages": stages,
         "stages_complete": day_complete,
+        "dns": status_dns.look(connection, times.now + times.ahead) if running is not False else None,
         "database": {"path": config.store.path, "schema": migrate.version_of(connection), **files},
         "wall_ahead_of_ledger_ms": times.ahead,
     }
@@ -114,6 +117,7 @@ def _look(session: Session, connection: sqlite3.Connection, running: bool | None
         *([] if running else [UNKNOWN_RUNNING if running is None else NOT_RUNNING]),
         *_policy_warnings(found),
         *_stage_warnings(session, stages, bool(newest)),
+        *status_dns.warnings(found["dns"]),
         *_file_warnings(session, files),
     ]
     if base is not None and running and abs(times.ahead - before) > APART:
@@ -226,10 +230,13 @@ def _lines(found: dict[str, Any]) -> list[str]:
     )
     for mode in found["modes"]:
         until = f" until {spoken(mode['until'])}" if mode["until"] else ""
+        name = escape(mode["check"])
         what = (
             "PAUSED: everything but bans in shadow"
-            if mode["check"] == "*"
-            else f"check {escape(mode['check'])}: {mode['mode']}"
+            if name == "*"
+            else f"blocklist {name.removeprefix(SUBJECT)}: {mode['mode']}"
+            if name.startswith(SUBJECT)
+            else f"check {name}: {mode['mode']}"
         )
         reason = f": {escape(mode['reason'])}" if mode["reason"] else ""
         lines.append(click.style(f"{what}{until}, by {escape(mode['author'])}{reason}", fg="yellow"))
@@ -268,5 +275,9 @@ def _lines(found: dict[str, Any]) -> list[str]:
         f"{escape(database['path'], 1000)}: {format_size(database['database'])}, {sizes}, schema {database['schema']}",
     ]
     lines.append(f"clock: {clock}")
+    if found["dns"] is not None:
+        from policyd.cli import status_dns
+
+        lines.append(status_dns.line(found["dns"]))
     lines += [click.style(f"warning: {warning}", fg="yellow") for warning in found["warnings"]]
     return lines
