@@ -130,18 +130,18 @@ class Desk:
         self.waiting.update(cases)
         if self._timer is None:
             self._timer = self.loop.call_later(TICK, self._tick)
-        count = self.stages.count
+        count, now = self.stages.count, self._now()
         for case in cases:
             request = case.request
             try:
-                count(request.direction, request.stage)
+                count(request.direction, request.stage, request.instance)
                 steering = self._steering
                 if steering is None:
                     steering = self._steering = self._read_steering()
                     self.loop.call_soon(self._stale)
                 # What waits for the DNS has to leave time for the rest.
                 due = case.due - self.deadline / 10
-                chain = self.engine.consult(request, self._now(), steering, due)
+                chain = self.engine.consult(request, now, steering, due)
                 awaited = chain.send(None)
             except StopIteration as end:
                 case.consulted(end.value)

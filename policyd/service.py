@@ -11,7 +11,7 @@ import time
 
 from policyd import __version__, checks
 from policyd.checks import Context
-from policyd.config import CheckSection, Config, load
+from policyd.config import CheckSection, Config, doubts, load
 from policyd.decisionlog import DecisionLog, open_sink
 from policyd.desk import Desk
 from policyd.engine import Engine, Rule
@@ -134,6 +134,7 @@ class Service:
         self._loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
         self._loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
         self._look()
+        _warn(self.config)
         log.info(
             "policyd %s ready on %s; policy %s, %s, pid %d",
             __version__,
@@ -252,6 +253,7 @@ class Service:
         self.desk.stages = StageWatch(engine.rules)
         old, self.config = self.config, config
         self._apply(config)
+        _warn(config)
         log.info("reloaded: policy %s, before %s", config.policy_version, old.policy_version)
 
     async def _listen_anew(self, config: Config) -> None:
@@ -287,6 +289,11 @@ def _open_log(config: Config) -> DecisionLog:
                 f"decision log {name}: {error.strerror}; make its directory, owned by policyd's user, or change [log] decisions"
             ) from None
     return DecisionLog(sinks, config.log.format)
+
+
+def _warn(config: Config) -> None:
+    for line in doubts(config):
+        log.warning("%s", line)
 
 
 def _keep(config: Config) -> Keep:
