@@ -47,6 +47,7 @@ RINGS: dict[str, tuple[str, ...]] = {
         "policyd.listen",
         "policyd.twisted_listen",
         "policyd.service",
+        "policyd.names",
         "policyd.cli",
         "policyd.__main__",
     ),
