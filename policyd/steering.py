@@ -36,7 +36,7 @@ _HOST_NAME = re.compile(r"\.?([a-z0-9_-]{1,63}\.)*(?![0-9]+\.?$)[a-z0-9_-]{1,63}
 
 
 class Entry(NamedTuple):
-    """A ban, an allow, or who is not greylisted. ``value`` is folded; a client is a network in its shortest form or a host name."""
+    """A ban, an allow, or who is not greylisted. ``value`` is folded; a client is a network in its shortest form or a name."""
 
     kind: str
     value: str
@@ -199,7 +199,7 @@ def canonical_value(kind: str, value: str) -> str:
 def canonical_sender(value: str) -> str:
     """The form in which a sender right is kept: an address, ``@domain``, ``""`` for ``<>``; :class:`ValueError` otherwise."""
     bare = value.strip()
-    if bare.startswith("@"):
+    if bare.startswith("@") and bare.strip("@."):
         domain = canonical_value("domain", bare)
         if domain.startswith("."):
             raise ValueError(f"{value!r} is no domain; each domain is named itself, as @example.org")
