@@ -103,7 +103,7 @@ class Sum(NamedTuple):
     score: int
     #: The list to name in the refusal; ``None``: there is none.
     named: Blocklist | None
-    #: For the log; empty: nothing was added.
+    #: For the log: each list that has it with its replies and what they add, and each that could not say, with the reason.
     reason: str
     #: By zone of those that list, what each adds.
     added: Mapping[str, int]
@@ -154,7 +154,7 @@ class Check:
         self.needs = {each: frozenset({RCPT}) for each in directions if context.direction in ("any", each)}
 
     async def check(self, request: Request, now: int, steering: Steering, inquiry: Inquiry) -> Opinion | None:
-        """The refusal of what is listed, the score as finding; ``None`` for what is not looked up, or when no list answers."""
+        """The refusal of what is listed, the score as finding, none when no list answers; ``None`` for what is not looked up."""
         if (self._skips_own and request.direction == SUBMISSION) or (self._skips_stress and request.stress):
             return None
         value = self._value(request)
@@ -195,9 +195,11 @@ class Check:
         """The score of what the lists said."""
         score, named, weightiest = 0, None, 0
         said: dict[str, int] = {}
-        replies = []
+        replies, silent = [], []
         for blocklist, listing in zip(lists, listings, strict=True):
             if not listing.codes:
+                if not listing.known:
+                    silent.append(f"{blocklist.public} ({escape(listing.why, 60)})")
                 continue
             said[blocklist.zone] = 0
             for site in self._sites[blocklist.zone]:
@@ -207,18 +209,24 @@ class Check:
                     if site.weight > weightiest:
                         named, weightiest = blocklist, site.weight
             score += said[blocklist.zone]
-            if said[blocklist.zone]:
-                replies.append(f"{blocklist.public} {'/'.join(listing.codes[:4])} {said[blocklist.zone]:+d}")
-        reason = f"score {score}: {', '.join(replies)}" if replies else ""
+            replies.append(f"{blocklist.public} {'/'.join(listing.codes[:4])} {said[blocklist.zone]:+d}")
+        clean = len(lists) - len(silent)
+        reason = (
+            f"score {score}: {', '.join(replies) or f'on none of {clean}'}" if clean else "no list answers"
+        )
+        if silent:
+            reason += f"; not counted: {', '.join(silent)}"
         return Sum(score, named if score >= self._options.threshold else None, reason, said)
 
     async def _judge(
         self, lists: Sequence[Blocklist], listings: Sequence[Listing], name: str, value: str, due: float
-    ) -> Opinion | None:
-        """What the listings come to."""
-        if not any(listing.known for listing in listings):
-            return None
+    ) -> Opinion:
+        """What the listings come to; without a finding when no list answers."""
         score, named, reason, _ = self.add_up(lists, listings)
+        if len(lists) < len(self.blocklists):
+            reason += f"; off: {', '.join(each.public for each in self.blocklists if each not in lists)}"
+        if not any(listing.known for listing in listings):
+            return Opinion(reason=reason)
         if named is not None:
             told = await self._lists.text(named, name, due) if self._options.txt else ""
             return Opinion(self._answer(named, score, value, told), reason, finding=score)
@@ -299,13 +307,16 @@ def _agree(options: Options) -> None:
         raise ValueError(f"allow_threshold = {options.allow_threshold} must be below 0, or 0 for none")
     if options.allow_threshold < lowest:
         raise ValueError(
-            f"no sum of weights reaches allow_threshold = {options.allow_threshold}: the negative ones are {lowest} together"
+            f"no sum of weights reaches allow_threshold = {options.allow_threshold}: the negative ones are {lowest} together; "
+            "raise it, or add an allow list with a weight below 0"
         )
     for site in options.sites:
         single = [ranges[0][0] for ranges in site.filter if len(ranges) == 1 and ranges[0][0] == ranges[0][1]]
         if len(single) == 4 and is_refusal(site.zone, ".".join(map(str, single))):
             raise ValueError(
-                f"{site.text!r} waits for a reply that is a refusal to answer, or no reply of a list; it would never count"
+                f"{site.text!r} waits for a reply that is a refusal to answer, or no reply of a list, and never counts; remove it"
             )
         if not any(low <= 127 <= high for low, high in site.filter[0]):
-            raise ValueError(f"{site.text!r} waits for replies outside of 127.0.0.0/8, which never count")
+            raise ValueError(
+                f"{site.text!r} waits for replies outside of 127.0.0.0/8, which never count; correct the filter"
+            )

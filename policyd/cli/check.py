@@ -95,8 +95,14 @@ def auto(session: Session, name: str, terms: Terms) -> None:
     )
 
 
-def set_mode(session: Session, name: str, mode: str, terms: Terms) -> None:
-    """Set the mode of a check, or of all of them, over the configured one."""
+def set_mode(
+    session: Session, name: str, mode: str, terms: Terms, action: str = "", spoken: str = ""
+) -> None:
+    """Set the mode of a check, or of all of them, over the configured one.
+
+    :param action: what the history calls it, if it is not a check that is meant.
+    :param spoken: what ``name`` is called then.
+    """
     from policyd.store import admin, dump
 
     every = name == EVERY_CHECK
@@ -108,14 +114,14 @@ def set_mode(session: Session, name: str, mode: str, terms: Terms) -> None:
         row = CheckMode(name, mode, terms.reason, terms.author, change.now, expires)
         change.put("check_mode", row)
         until = f"until {times.until(expires)}"
-        change.record("pause" if every else f"check {mode}", name, until)
+        change.record("pause" if every else action or f"check {mode}", name, until)
     said = (
         f"all checks but bans and allows are in shadow, {until}"
         if every
-        else f"{escape(name)} is in {mode}, {until}"
+        else f"{escape(spoken or name)} is in {mode}, {until}"
     )
     if mode == OFF:
-        said = f"{escape(name)} is off, {until}"
+        said = f"{escape(spoken or name)} is off, {until}"
     session.done(
         {"dry_run": terms.dry_run, "set": [dump.record("check_mode", row, times.ahead)]},
         f"{terms.prefix}{said}",

@@ -41,7 +41,8 @@ def off(session: Session, zone: str, terms: Terms) -> None:
 
     ZONE is its public name, or the zone as it stands in the file. Without --for or --until until 'policyctl dnsbl on ZONE'.
     """
-    set_mode(session, SUBJECT + _public(session, zone), OFF, terms)
+    public = _public(session, zone)
+    set_mode(session, SUBJECT + public, OFF, terms, "dnsbl off", public)
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +13,8 @@ import click
 from policyd.answer import escape
 from policyd.blocklists import Blocklist, Listing, reversed_address
 from policyd.cli.common import Session, json_option, pass_session, table
-from policyd.errors import NotFound, UserError
+from policyd.errors import NotFound, StoreError, UserError
+from policyd.opinion import OFF
 from policyd.senderpolicy import policy_domain
 
 if TYPE_CHECKING:
@@ -53,7 +55,13 @@ def check(session: Session, what: str) -> int:
             f"no dnsbl check of {session.config_path} looks up {kind}; add one, see policyd-checks(7)"
         )
     lists = list(dict.fromkeys(each for _, check in asking for each in check.blocklists))
+    # What the zones tell the daemon's admin stands in the table here.
+    logging.getLogger("policyd").addHandler(logging.NullHandler())
     said = asyncio.run(_ask(session.config, lists, name))
+    for public in _off(session, lists):
+        session.note(
+            f"{escape(public)} is off: policyd counts nothing for it until 'policyctl dnsbl on {escape(public)}'"
+        )
     if session.json:
         session.data(_check_record(what, asking, said))
     else:
@@ -80,6 +88,20 @@ def _checks(session: Session) -> list[tuple[str, Check]]:
                 raise UserError(f"{section.place}: check {section.name!r}: {error}") from None
             found.append((section.name, check))
     return found
+
+
+def _off(session: Session, lists: Sequence[Blocklist]) -> list[str]:
+    """The public names of the lists that are off by hand; none where there is no database to say so."""
+    from policyd.cli.common import Times
+    from policyd.store import admin
+
+    try:
+        with session.reading() as connection:
+            modes = admin.rows(connection, "check_mode", Times.of(connection).now)
+    except StoreError:
+        return []
+    off = {row.name for row in modes if row.mode == OFF}
+    return list(dict.fromkeys(each.public for each in lists if each.subject in off))
 
 
 class Said(NamedTuple):
@@ -127,7 +149,9 @@ def _check_lines(what: str, asking: Sequence[tuple[str, Check]], said: dict[Bloc
         total = check.add_up(check.blocklists, [said[each].listing for each in check.blocklists])
         meaning = "listed" if total.named is not None else "not refused"
         lines.append(
-            f"check {name}: score {total.score}, refused from {check.threshold} on: {escape(what, 100)} is {meaning}"
+            # Who said nothing, and why, stands above.
+            f"check {name}: {total.reason.partition('; not counted: ')[0]}; "
+            f"refused from {check.threshold} on: {escape(what, 100)} is {meaning}"
         )
     return lines
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from policyd.answer import DUNNO
 from policyd.blocklists import Blocklist, Listing
 from policyd.checks import Context, dnsbl
 from policyd.dnsbl_sites import sites
@@ -182,7 +183,29 @@ def test_when_no_list_answers_there_is_no_finding() -> None:
     """A `when` further down must not take silence for a clean client."""
     lists = Lists()
     lists.put("b.example", known=False)
-    assert opinion(made(lists, "b.example")) is None
+    found = opinion(made(lists, "b.example"))
+    assert found is not None
+    assert found.finding is None
+    assert found.answer is DUNNO
+    assert found.reason == "no list answers; not counted: b.example (timeout)"
+
+
+def test_the_reason_tells_what_each_list_said_and_which_said_nothing() -> None:
+    """`policyctl explain` of a mail that passed: clean, listed beyond the filter, or simply not asked."""
+    lists = Lists(b_example=Listing(("127.0.0.11",), True, "", 300))
+    lists.put("silent.example", known=False)
+    check = made(lists, "b.example=127.0.0.[2..9]", "clean.example", "silent.example", "off.example")
+    off = Steering()
+    off.put("check_mode", CheckMode("dnsbl/off.example", "off", "", "root", NOW, 0))
+    found = opinion(check, steering=off)
+    assert found is not None
+    assert (
+        found.reason
+        == "score 0: b.example 127.0.0.11 +0; not counted: silent.example (timeout); off: off.example"
+    )
+    clean = opinion(made(Lists(), "x.example", "y.example"))
+    assert clean is not None
+    assert clean.reason == "score 0: on none of 2"
 
 
 def test_a_reply_beyond_the_filter_counts_nothing() -> None:

@@ -82,7 +82,7 @@ def test_a_list_is_taken_out_and_put_back(place: Beside, name: str) -> None:
     """By the zone or by its public name; the key goes nowhere: not into the database, the history or the output."""
     result = place.run("dnsbl", "off", name, "--for", "24h", "--reason", "lists the world")
     assert result.exit_code == 0, result.output
-    assert "dnsbl/zen.dq.spamhaus.net is off, until" in result.output
+    assert result.output.startswith("zen.dq.spamhaus.net is off, until")
     assert modes(place) == [("dnsbl/zen.dq.spamhaus.net", "off", "lists the world", 1)]
     listed = {each["list"]: each for each in place.json("dnsbl", "list")}
     assert listed["zen.dq.spamhaus.net"]["state"] == "off"
@@ -91,6 +91,7 @@ def test_a_list_is_taken_out_and_put_back(place: Beside, name: str) -> None:
     result = place.run("dnsbl", "on", name)
     assert "zen.dq.spamhaus.net counts again" in result.output
     assert modes(place) == []
+    assert [each["action"] for each in place.json("history")] == ["dnsbl on", "dnsbl off"]
     assert "was not off" in place.run("dnsbl", "on", name).output
     assert "abcdef" not in f"{place.everything()}"
 
@@ -194,7 +195,10 @@ def test_what_every_list_says_of_an_address(place: Beside, dns: DnsServer) -> No
     assert " ms" in lines["zen.dq.spamhaus.net"]
     assert r"see \x1b[31mhttps://example.net/..." in lines["zen.dq.spamhaus.net"]
     assert "does not count: servfail" in lines["bl.example"]
-    assert "check dnsbl: score -1, refused from 3 on: 192.0.2.66 is not refused" in result.output
+    assert (
+        "check dnsbl: score -1: zen.dq.spamhaus.net 127.0.0.4 +3, wl.example 127.0.0.2 -4; "
+        "refused from 3 on: 192.0.2.66 is not refused" in result.output
+    )
     assert "abcdef" not in result.output
     assert "dbl.example" not in result.output
     told = place.json("dnsbl", "check", "::ffff:192.0.2.66")
@@ -223,11 +227,21 @@ def test_a_script_learns_it_from_the_exit_code(place: Beside, dns: DnsServer) ->
         assert place.run("dnsbl", "check", wrong).exit_code == 2
 
 
+def test_a_list_that_is_off_is_told_to_be(place: Beside, dns: DnsServer) -> None:
+    """It is asked here all the same; but what policyd does with it is said, too."""
+    listed(dns, "bl.example", reversed_address("192.0.2.66"))
+    place.run("dnsbl", "off", "bl.example")
+    output = place.run("dnsbl", "check", "192.0.2.66").output
+    assert "bl.example is off: policyd counts nothing for it until 'policyctl dnsbl on bl.example'" in output
+    assert "off: policyd" not in place.run("dnsbl", "check", "bad.example").output
+
+
 def test_a_list_that_lists_everybody_is_told_to(place: Beside, dns: DnsServer) -> None:
     """The admin who asks why a client was refused must see it at once."""
     dns.add("*.bl.example", "A", "127.0.0.2")
     result = place.run("dnsbl", "check", "192.0.2.7")
     assert result.exit_code == 3
+    assert result.output.count("sick: lists 127.") == 1
     assert "does not count: sick: lists 127." in result.output
     dns.clear()
     dns.add("*.bl.example", "A", "127.255.255.254")
