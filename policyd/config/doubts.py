@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from policyd.config.sections import CheckSection, Config
 from policyd.config.values import ANY
 from policyd.opinion import OFF
+from policyd.senderpolicy import RESULTS
+
+#: Checks that have no finding.
+_FINDS_NOTHING = ("allow", "bans", "greylist", "quota", "sender_login")
 
 
 def doubts(config: Config) -> list[str]:
@@ -17,16 +21,36 @@ def doubts(config: Config) -> list[str]:
     found = []
     checks = [check for check in config.checks if check.mode != OFF]
     for at, check in enumerate(checks):
+        texts = list(_of_when(check, checks[:at]))
         if check.use == "quota":
-            texts = _of_quota(check, config)
+            texts += _of_quota(check, config)
         elif check.use == "allow":
-            texts = _of_allow(check, checks[:at], checks[at + 1 :])
-        else:
-            continue
+            texts += _of_allow(check, checks[:at], checks[at + 1 :])
+        elif check.use == "greylist":
+            texts += _of_greylist(check, checks[:at])
         found += [f"{check.place}: check {check.name!r}: {text}" for text in texts]
     if checks and not any(check.use == "bans" for check in checks):
         found.append(f'{config.path}: there is no check "bans", so policyctl ban has no effect; add it')
     return found
+
+
+def _of_when(check: CheckSection, before: list[CheckSection]) -> Iterator[str]:
+    uses = {other.name: other.use for other in before}
+    for condition in check.when:
+        use = uses.get(condition.check)
+        if use == "spf" and condition.wanted not in RESULTS:
+            yield f"when = {str(condition)!r} names no result of SPF; write one of {', '.join(RESULTS)}"
+        elif use == "dnsbl" and not isinstance(condition.wanted, int):
+            yield f"when = {str(condition)!r} compares a score with a word; write '{condition.check} >= 1'"
+        elif use in _FINDS_NOTHING:
+            yield f"when = {str(condition)!r} never holds, for {use} finds nothing to compare; name a dnsbl or spf check"
+
+
+def _of_greylist(check: CheckSection, before: list[CheckSection]) -> Iterator[str]:
+    name = check.options.spf
+    # Most have none of this name, and need none.
+    if name and name != "spf" and not any(other.name == name and other.use == "spf" for other in before):
+        yield f'spf = {name!r} names no spf check that stands before it; correct the name, or write spf = ""'
 
 
 def _of_quota(check: CheckSection, config: Config) -> Iterator[str]:

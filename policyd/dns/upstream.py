@@ -21,7 +21,7 @@ PROBE = make_question("localhost", "A")
 _ROUND = 16
 _MOST_DATAGRAM = 65_535
 
-UNREACHABLE = Reply(UNKNOWN, why="unreachable")
+UNREACHABLE = Reply(UNKNOWN, why="nameserver unreachable")
 NO_TCP = Reply(UNKNOWN, why="truncated, and no answer over TCP")
 
 

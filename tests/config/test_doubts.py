@@ -13,6 +13,9 @@ TIERS = '[tiers]\ndefault = "a"\n[tier.a]\nlimits = ["5 recipients per 1h"]\n'
 BANS = '[[check]]\nuse = "bans"\n'
 ALLOW = '[[check]]\nuse = "allow"\n'
 QUOTA = '[[check]]\nuse = "quota"\n'
+SPF = '[[check]]\nuse = "spf"\nfor = "mx"\n'
+LISTS = '[[check]]\nuse = "dnsbl"\nfor = "mx"\nsites = ["bl.example"]\n'
+GREYLIST = '[[check]]\nuse = "greylist"\nfor = "mx"\n'
 LIMITED = QUOTA + 'name = "limited"\nlimits = ["5 recipients per 1h"]\n'
 
 
@@ -33,6 +36,10 @@ def told(tmp_path: Path, text: str) -> list[str]:
         BANS + ALLOW + 'senders = ["a@example.net"]\n' + LIMITED,
         ALLOW + 'for = "mx"\n' + BANS + LIMITED,
         BANS + LIMITED + 'for = "submission"\n' + ALLOW + 'for = "mx"\n' + LIMITED.replace("limited", "b"),
+        BANS + LISTS + SPF + GREYLIST + 'when = ["dnsbl >= 1", "spf = softfail", "spf != pass"]\n',
+        BANS + SPF + 'name = "forged"\n' + GREYLIST + 'spf = "forged"\n',
+        BANS + GREYLIST,
+        BANS + GREYLIST + 'spf = ""\n',
     ],
 )
 def test_what_is_meant(tmp_path: Path, text: str) -> None:
@@ -53,6 +60,15 @@ def test_what_is_meant(tmp_path: Path, text: str) -> None:
             "has no effect",
         ),
         (LIMITED + ALLOW + BANS, 5, "spares nobody what stands before it (limited)"),
+        (BANS + SPF + GREYLIST + 'when = ["spf = softfial"]\n', 6, "no result of SPF; write one of pass"),
+        (BANS + SPF + GREYLIST + 'when = ["spf >= 1"]\n', 6, "no result of SPF"),
+        (
+            BANS + LISTS + GREYLIST + 'when = ["dnsbl = listed"]\n',
+            7,
+            "a score with a word; write 'dnsbl >= 1'",
+        ),
+        (BANS + GREYLIST + 'when = ["bans = hit"]\n', 3, "never holds, for bans finds nothing"),
+        (BANS + SPF + GREYLIST + 'spf = "sfp"\n', 6, "spf = 'sfp' names no spf check"),
         (ALLOW + 'senders = ["a@example.net"]\n' + BANS, 1, "lets pass by senders, which anybody can write"),
     ],
 )
