@@ -35,6 +35,8 @@ _WHY = {_FORMERR: "formerr", _SERVFAIL: "servfail", _NOTIMP: "notimp", _REFUSED:
 #: Owner: root; type: OPT; class: the size; no flags, no options (RFC 6891 6.1.2).
 _OPT = b"\0" + struct.pack("!HHIH", 41, EDNS_SIZE, 0, 0)
 _SOA, _OPT_TYPE = 6, 41
+#: Compressed, the name that stands behind the header: what was asked for (RFC 1035 4.1.4).
+_ASKED = b"\xc0\x0c"
 _TYPES = {"A": 1, "NS": 2, "CNAME": 5, "PTR": 12, "MX": 15, "TXT": 16, "AAAA": 28, "SPF": 99}
 
 
@@ -132,6 +134,10 @@ def read_reply(question: Question, data: bytes) -> Reply:
         return _read_nothing(
             data, 12 + len(question.section), rcode, flags, authority_count, additional_count
         )
+    if question.rdtype == "A" and rcode == _NOERROR:
+        plain = _read_addresses(question, data, answer_count, authority_count + additional_count)
+        if plain is not None:
+            return plain
     try:
         message = dns.message.from_wire(data)
         if message.rcode() not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
@@ -174,6 +180,40 @@ def _read_nothing(
         # Who only refers to others has not said that there is nothing (RFC 2308 2.2).
         return Reply(UNKNOWN, why="no recursion")
     return Reply(NODATA, ttl=ttl)
+
+
+def _read_addresses(question: Question, data: bytes, answer_count: int, other_count: int) -> Reply | None:
+    """Addresses of the very name that was asked for, as a list answers; ``None`` for everything else.
+
+    dnspython reads that too, in ten times the time: a burst from clients that stand on all lists needs it thousands of times.
+    """
+    owners = (_ASKED, question.section[: -_TAIL.size])
+    at = 12 + len(question.section)
+    found: dict[bytes, int] = {}
+    for _ in range(answer_count):
+        owner = next((each for each in owners if data.startswith(each, at)), b"")
+        at += len(owner)
+        value = at + _RECORD.size
+        if not owner or value + 4 > len(data):
+            return None
+        kind, rdclass, seconds, length = _RECORD.unpack_from(data, at)
+        if (kind, rdclass, length) != (_TYPES["A"], 1, 4) or seconds >> 31:
+            return None
+        address = data[value : value + 4]
+        found[address] = min(seconds, found.get(address, seconds))
+        at = value + 4
+    ttl = min(found.values())
+    for _ in range(other_count):
+        # Nothing but an OPT record that says nothing: who sends more is read with more care.
+        if data[at : at + 3] != _OPT[:3] or at + len(_OPT) > len(data):
+            return None
+        _, _, seconds, length = _RECORD.unpack_from(data, at + 1)
+        if seconds >> 24 or length:
+            return None
+        at += len(_OPT)
+    if at != len(data):
+        return None
+    return Reply(FOUND, tuple(".".join(map(str, value)) for value in found), ttl)
 
 
 def _skip_name(data: bytes, at: int) -> int:

@@ -99,10 +99,12 @@ class Resolver:
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
-    async def ask(self, name: str, rdtype: str, due: float) -> Found:
+    async def ask(self, name: str, rdtype: str, due: float, *, first: bool = False) -> Found:
         """What the DNS says on ``name``, by ``due`` at the latest; see :class:`policyd.lookup.Resolver`.
 
         A name in A-labels, lower case, without the last dot takes the shortest way.
+
+        :param first: where questions wait in line, before all that wait.
         """
         now = self._clock()
         entry = self._entries.get((name, rdtype))
@@ -120,7 +122,7 @@ class Resolver:
                 question = make_question(*key)
                 if (refused := self._refusal(due - now)) is not None:
                     return refused
-                look_up = self._begin(key, question)
+                look_up = self._begin(key, question, first)
             else:
                 self.joined += 1
         except ValueError as error:
@@ -160,11 +162,13 @@ class Resolver:
 
     # --- questions under way ------------------------------------------------------------------------------------------
 
-    def _begin(self, key: Key, question: Question) -> _LookUp:
+    def _begin(self, key: Key, question: Question, first: bool) -> _LookUp:
         self.misses += 1
         look_up = self._under_way[key] = _LookUp(key, question)
         if len(self._tasks) < self._most:
             self._start(look_up)
+        elif first:
+            self._queue.appendleft(look_up)
         else:
             self._queue.append(look_up)
         return look_up

@@ -30,7 +30,10 @@ NOT_THE_LIST = frozenset(
 
 
 class Forgetful(Resolver, Protocol):
-    """A resolver whose memory can be passed by."""
+    """A resolver whose memory, and whose line, can be passed by."""
+
+    async def ask(self, name: str, rdtype: str, due: float, *, first: bool = False) -> Found:
+        """See :class:`policyd.lookup.Resolver`; ``first``: before all questions that wait in line."""
 
     def forget(self, name: str, rdtype: str) -> None:
         """Ask anew next time, though an answer is remembered."""
@@ -190,7 +193,8 @@ class Zones:
         """One name of a test, asked as if nothing were remembered; nothing is remembered of it."""
         whole = f"{name}.{blocklist.zone}"
         self._resolver.forget(whole, "A")
-        found = await self._resolver.ask(whole, "A", time.monotonic() + PATIENCE)
+        # First: a burst of look-ups must not hold up the one question that all of them wait for.
+        found = await self._resolver.ask(whole, "A", time.monotonic() + PATIENCE, first=True)
         self._resolver.forget(whole, "A")
         return Asked(shown, found)
 

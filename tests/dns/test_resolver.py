@@ -559,6 +559,23 @@ def test_who_has_not_had_a_turn_when_the_last_nameserver_goes_down_is_told(
     go(test, server.nameserver, timeout=SHORT)
 
 
+def test_a_question_that_others_wait_for_goes_before_all_that_wait_in_line(
+    server: DnsServer, go: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A burst fills the line; the question that is to be first is put next, not last."""
+    monkeypatch.setattr(resolver_module, "MOST_UNDER_WAY", 10)
+    server.behave(delay=0.02)
+
+    async def test(resolver: Resolver) -> None:
+        burst = [asyncio.ensure_future(resolver.ask(f"{n}.a.example", "A", soon())) for n in range(100)]
+        await asyncio.sleep(0)
+        assert (await resolver.ask("proof.example", "A", soon(), first=True)).status == NXDOMAIN
+        assert sum(each.done() for each in burst) < 50
+        assert {each.status for each in await asyncio.gather(*burst)} == {NXDOMAIN}
+
+    go(test, server.nameserver)
+
+
 def test_a_nameserver_that_is_not_there(server: DnsServer, go: Any) -> None:
     """The system says so at once: "unknown" without waiting for the timeout, and found again when it listens."""
     server.stop()

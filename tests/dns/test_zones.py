@@ -59,7 +59,7 @@ class World:
         self.held: asyncio.Event | None = None
         self.zones = Zones(self, clock=lambda: self.now, wall=lambda: self.now + 1_800_000_000)
 
-    async def ask(self, name: str, rdtype: str, due: float) -> Found:
+    async def ask(self, name: str, rdtype: str, due: float, *, first: bool = False) -> Found:
         self.asked[name] += 1
         if name in self.forgotten:
             self.asked_fresh.add(name)
@@ -627,7 +627,7 @@ async def test_a_mail_that_gives_up_leaves_the_question_to_the_others() -> None:
     real = honest
     gate = asyncio.Event()
 
-    async def ask(name: str, rdtype: str, due: float) -> Found:
+    async def ask(name: str, rdtype: str, due: float, *, first: bool = False) -> Found:
         if not name.startswith(LISTED):
             await gate.wait()
         return real(name.removesuffix("." + BL.zone))
