@@ -98,7 +98,9 @@ def open_for_daemon(path: str, durability: str = "full") -> sqlite3.Connection:
         connection.close()
         if made and not _size(path):
             # Nothing of it: the next attempt finds what this one found.
-            os.unlink(path)
+            for suffix in ("", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path + suffix)
         raise translate(error, path) from error
     except BaseException:
         connection.close()
@@ -160,7 +162,7 @@ def _untouched(path: str) -> _Untouched:
         connection._locks_at_stake = True
         connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchone()
     else:
-        connection = _connection(path, "immutable=1", _Untouched)
+        connection = _connection(path, "mode=ro&immutable=1", _Untouched)
     return _checked(connection, path)
 
 

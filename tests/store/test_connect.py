@@ -247,3 +247,54 @@ def test_damage_is_told(tmp_path: Path) -> None:
         with pytest.raises(StoreDamaged), opening(str(path)):
             pass
     assert path.read_text() == "this is no database\n" * 500
+
+
+def test_what_cannot_be_opened_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt on a full disk is made twice a second, and the next one is to find what this one found."""
+
+    def no_room(connection: sqlite3.Connection, path: str) -> int:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    path = tmp_path / "policyd.db"
+    monkeypatch.setattr(connect.migrate, "migrate", no_room)
+    monkeypatch.setattr(connect, "_size", lambda path: 0)
+    for opening in (open_for_daemon, connect.open_as_it_is):
+        with pytest.raises(StoreError):
+            opening(str(path))
+        assert not list(tmp_path.glob("policyd.db*[!k]"))
+        assert not path.exists()
+
+
+def test_what_cannot_be_written_is_read_without_a_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With and without a write-ahead log; nobody may write meanwhile, and everybody afterwards."""
+    path = str(tmp_path / "policyd.db")
+    daemon = open_for_daemon(path)
+    daemon.execute("INSERT INTO ban VALUES ('user', 'a', '', 'root', 0, 0)")
+    for _ in range(2):
+        before = sorted(file.name for file in tmp_path.iterdir() if "lock" not in file.name)
+        with monkeypatch.context() as patched:
+            patched.setattr(connect, "writable", lambda path: False)
+            reading = connect.open_as_it_is(path)
+            assert reading.execute("SELECT value FROM ban").fetchall() == [("a",)]
+            with pytest.raises(StoreBusy), connect.locks.write_lock(path, 0.0):
+                pass
+            reading.close()
+        assert sorted(file.name for file in tmp_path.iterdir() if "lock" not in file.name) == before
+        with open_for_admin(path) as connection:
+            connection.execute("UPDATE ban SET reason = reason || 'x'")
+        # The second time there is no log.
+        daemon.close()
+    assert not os.path.exists(path + "-wal")
+
+
+def test_a_file_that_may_not_be_written_is_trouble_not_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon starts in memory then, and SQLite has not opened it for reading alone."""
+    path = str(tmp_path / "policyd.db")
+    open_for_daemon(path).close()
+    monkeypatch.setattr(connect, "writable", lambda path: False)
+    with pytest.raises(StoreBusy, match="cannot be written: check its rights"):
+        open_for_daemon(path)
