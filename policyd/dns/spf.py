@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from policyd.dns.spf_bounds import AT_ONCE, Headroom, OutOfBounds, Sheet, Slots, Trace
+from policyd.dns.spf_bounds import AT_ONCE, Headroom, OutOfBounds, Sheet, Slots, Trace, Turns
 from policyd.dns.spf_round import Memo, Outcome, run
 from policyd.lookup import Resolver
 from policyd.senderpolicy import HELO_QUESTIONS, MOST_QUESTIONS, NONE, TEMPERROR, Claim, SpfResult, Verdicts
@@ -75,7 +75,7 @@ class Evaluator:
         self._results: dict[_Key, _Remembered] = {}
         self._running: dict[tuple[Claim, int], asyncio.Task[SpfResult]] = {}
         self._slots: dict[str, Slots] = {}
-        self._turn = asyncio.Lock()
+        self._turns = Turns()
         self._headroom = Headroom()
 
     async def evaluate(self, mail_from: Claim, helo: Claim | None, due: float) -> Verdicts:
@@ -201,11 +201,14 @@ class Evaluator:
 
     async def _run(self, claim: Claim, sheet: Sheet, memo: Memo) -> Outcome:
         # One at a time, and the loop looks after all others before the next: fifty hostile records hold nobody up.
-        async with self._turn:
+        await self._turns.take(sheet.asked)
+        try:
             begun = time.thread_time()
             outcome = run(claim, self.receiver, sheet.known, memo)
             sheet.note_work(time.thread_time() - begun)
             await asyncio.sleep(0)
+        finally:
+            self._turns.leave()
         if outcome.open and sheet.worked > MOST_WORK:
             raise OutOfBounds("it takes too much work", excess=True)
         return outcome

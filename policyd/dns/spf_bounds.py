@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections import deque
 from collections.abc import Callable
 
@@ -172,3 +173,41 @@ class Slots:
             self.leave()
         else:
             self._waiting.remove(turn)
+
+
+class Turns:
+    """One evaluation computes at a time, who has asked least goes first: ordinary records do not wait for hostile ones."""
+
+    __slots__ = ("_count", "_taken", "_waiting")
+
+    def __init__(self) -> None:
+        self._taken = False
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._count = 0
+
+    async def take(self, asked: int) -> None:
+        """Wait for one's turn.
+
+        :param asked: questions so far.
+        """
+        if not self._taken:
+            self._taken = True
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._count += 1
+        heapq.heappush(self._waiting, (asked, self._count, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.leave()
+            raise
+
+    def leave(self) -> None:
+        """The next one's turn."""
+        while self._waiting:
+            _, _, turn = heapq.heappop(self._waiting)
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._taken = False

@@ -7,7 +7,7 @@ import time
 
 from policyd.dns.resolver import Resolver
 from policyd.dns.spf import Evaluator
-from policyd.dns.spf_bounds import AT_ONCE
+from policyd.dns.spf_bounds import AT_ONCE, Turns
 from policyd.senderpolicy import MOST_QUESTIONS, helo_claim, mail_from_claim
 from tests.dns.server import DnsServer
 from tests.fakes import on_loop
@@ -117,3 +117,39 @@ async def test_one_hostile_domain_from_fifty_clients_waits_in_line() -> None:
             await resolver.close()
         assert results == ["temperror"] * ATTACKERS
         assert server.count() <= AT_ONCE
+
+
+@on_loop
+async def test_who_has_asked_least_computes_first() -> None:
+    """An honest mail's turn comes before those of hostile ones that waited longer; one that gives up leaves its turn."""
+    turns = Turns()
+    took: list[str] = []
+
+    async def one(name: str, asked: int) -> None:
+        await turns.take(asked)
+        took.append(name)
+        await asyncio.sleep(0)
+        turns.leave()
+
+    names = {"running": 0, "hostile": 20, "given up": 1, "hostile too": 20, "honest": 2}
+    tasks = {name: asyncio.ensure_future(one(name, asked)) for name, asked in names.items()}
+    await asyncio.sleep(0)
+    tasks.pop("given up").cancel()
+    await asyncio.gather(*tasks.values())
+    assert took == ["running", "honest", "hostile", "hostile too"]
+    await one("last", 0)
+    assert took[-1] == "last"
+
+
+@on_loop
+async def test_a_turn_that_was_given_is_not_lost_with_who_is_cancelled() -> None:
+    """Cancelled between being given the turn and taking it: the next one gets it."""
+    turns = Turns()
+    await turns.take(0)
+    first, second = (asyncio.ensure_future(turns.take(0)) for _ in range(2))
+    await asyncio.sleep(0)
+    turns.leave()
+    first.cancel()
+    await asyncio.wait_for(second, 5)
+    turns.leave()
+    assert first.cancelled()
