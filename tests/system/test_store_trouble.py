@@ -194,9 +194,9 @@ def healed_without_restart(policyd: Policyd, witness: Witness, before: Witness) 
 
 
 @pytest.mark.parametrize("before", ["ended", "killed"])
-def test_start_on_a_full_disk(tmp_path: Path, small_disk: Path, before: str) -> None:
+def test_start_on_a_full_disk(policyd: Policyd, small_disk: Path, before: str) -> None:
     """After an end in order, which leaves no file beside the database, and after kill -9, which leaves all of them."""
-    policyd, witness = with_a_past(tmp_path, small_disk, before)
+    witness = give_a_past(policyd, before)
     fill(small_disk)
     if before == "ended":
         in_trouble = start_in_trouble(policyd, "file system is full")
@@ -212,22 +212,31 @@ def test_start_on_a_full_disk(tmp_path: Path, small_disk: Path, before: str) -> 
 
 
 @pytest.mark.parametrize("before", ["ended", "killed"])
-def test_start_on_a_read_only_file_system(tmp_path: Path, small_disk: Path, before: str) -> None:
+def test_start_on_a_read_only_file_system(policyd: Policyd, small_disk: Path, before: str) -> None:
     """What is in the write-ahead log counts too, and it is written as soon as it can be."""
-    policyd, witness = with_a_past(tmp_path, small_disk, before)
+    witness = give_a_past(policyd, before)
     read_only(small_disk, "ro")
     in_trouble = start_in_trouble(policyd, "mounted read-only")
     read_only(small_disk, "rw")
     healed_without_restart(policyd, in_trouble, witness)
 
 
-def with_a_past(directory: Path, disk: Path, ended: str) -> tuple[Policyd, Witness]:
-    """A policyd that does not run, and has counted twenty messages and a ban."""
+@pytest.fixture
+def policyd(tmp_path: Path, small_disk: Path) -> Iterator[Policyd]:
+    """One that does not run yet, its database on the small disk; it is gone when the test is over, however that ends."""
     policyd = Policyd(
-        directory,
-        policy(f"unix:{directory}/sock", limits=LIMITS, server=SERVER),
-        database=disk / "policyd.db",
+        tmp_path,
+        policy(f"unix:{tmp_path}/sock", limits=LIMITS, server=SERVER),
+        database=small_disk / "policyd.db",
+        store="memory_backlog = 1000000",
     )
+    yield policyd
+    if policyd.runs:
+        policyd.kill()
+
+
+def give_a_past(policyd: Policyd, ended: str) -> Witness:
+    """Run it for twenty messages and a ban."""
     policyd.start()
     with Asker(policyd_address(policyd)) as asker:
         witness = Witness(asker)
@@ -240,7 +249,7 @@ def with_a_past(directory: Path, disk: Path, ended: str) -> tuple[Policyd, Witne
     else:
         policyd.kill()
         assert Path(f"{policyd.database}-wal").stat().st_size > 0
-    return policyd, witness
+    return witness
 
 
 def test_locked_by_another_process(tmp_path: Path) -> None:
