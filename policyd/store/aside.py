@@ -2,35 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import time
-from urllib.parse import quote
 
 from policyd.errors import StoreRefused
 from policyd.steering import ROWS, Row, Steering
+from policyd.store import connect, locks
 
 #: The files that belong to a database in WAL mode.
 SUFFIXES = ("", "-wal", "-shm")
 
 
 def move(path: str) -> str:
-    """Rename the database and what belongs to it; the new name. Nothing that exists is overwritten.
+    """Rename the database and what belongs to it; the new name, ``""`` if there was nothing. Overwrites nothing.
 
     :raises StoreRefused: it cannot be renamed.
     """
+    return _rename(path, "damaged", SUFFIXES)
+
+
+def move_log(path: str) -> str:
+    """Rename the write-ahead log alone, which belongs to another file than the one that is there now; see :func:`move`.
+
+    SQLite tells by the name alone what a log belongs to, and would play it into the wrong database.
+    :raises StoreError: it cannot be renamed, or policyctl is changing something and does not end.
+    """
+    with locks.write_lock(path):
+        return _rename(path, "replaced", SUFFIXES[1:])
+
+
+def remove(path: str) -> None:
+    """Remove a database that was only begun."""
+    for suffix in SUFFIXES:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + suffix)
+
+
+def _rename(path: str, why: str, suffixes: tuple[str, ...]) -> str:
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    target, number = f"{path}.damaged-{stamp}", 1
+    target, number = f"{path}.{why}-{stamp}", 1
     while any(os.path.exists(target + suffix) for suffix in SUFFIXES):
         number += 1
-        target = f"{path}.damaged-{stamp}-{number}"
+        target = f"{path}.{why}-{stamp}-{number}"
+    moved = ""
     try:
-        for suffix in SUFFIXES:
+        for suffix in suffixes:
             if os.path.exists(path + suffix):
                 os.rename(path + suffix, target + suffix)
+                moved = target
     except OSError as error:
-        raise StoreRefused(f"{path} is damaged and cannot be moved aside: {error.strerror}") from None
-    return target
+        raise StoreRefused(f"{path} is {why} and cannot be moved aside: {error.strerror}") from None
+    return moved
 
 
 def restore_steering(connection: sqlite3.Connection, damaged: str, known: Steering | None) -> int:
@@ -70,8 +94,7 @@ def _readable(damaged: str) -> list[tuple[str, Row]]:
     """What can still be read of the steering tables in the damaged file."""
     rows: list[tuple[str, Row]] = []
     try:
-        # Read only: the damaged file stays as it is.
-        connection = sqlite3.connect(f"file:{quote(os.path.abspath(damaged))}?mode=ro", uri=True)
+        connection = connect.open_whatever_it_is(damaged)
     except sqlite3.Error:
         return rows
     connection.text_factory = lambda octets: octets.decode("utf-8", "backslashreplace")
@@ -90,7 +113,7 @@ def _readable(damaged: str) -> list[tuple[str, Row]]:
 def _readable_time(damaged: str) -> tuple[str | int, ...] | None:
     """Where ledger time and the references stood in the damaged file, if it still says so."""
     try:
-        connection = sqlite3.connect(f"file:{quote(os.path.abspath(damaged))}?mode=ro", uri=True)
+        connection = connect.open_whatever_it_is(damaged)
         try:
             row = connection.execute(
                 "SELECT boot_id, boottime, ledger, wall, ref_seq FROM ledger_state WHERE typeof(ledger) = 'integer'"

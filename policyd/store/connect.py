@@ -190,6 +190,22 @@ def _checked(connection: _C, path: str) -> _C:
     return connection
 
 
+def open_whatever_it_is(path: str) -> sqlite3.Connection:
+    """A connection to a file that may be damaged, or of another schema; it stays as it is.
+
+    :raises sqlite3.Error: nothing can be read of it.
+    """
+    connection: sqlite3.Connection = _connection(path, "mode=ro")
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except sqlite3.Error as error:
+        connection.close()
+        if not _nothing_can_be_made(error) or _size(path + "-wal"):
+            raise
+        connection = _connection(path, "mode=ro&immutable=1")
+    return connection
+
+
 def open_nowhere() -> sqlite3.Connection:
     """An empty database in memory, for a daemon that cannot even read at the moment."""
     connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)

@@ -172,12 +172,24 @@ class Ledger:
         self._counters = {}
         try:
             self._load()
+            self._renumber()
             self._replay(self.backlog.charges)
             self.memories.reopened()
         except BaseException:
             self.connection = self.mirror.connection = before
             self._counters = kept
             raise
+
+    def _renumber(self) -> None:
+        """Give what is unwritten numbers above those on disk, which a start that could read nothing did not know."""
+        row = self.connection.execute("SELECT decision_id FROM ledger_state").fetchone()
+        kept = [decision for decision in self.backlog.decisions if decision is not None]
+        shift = row[0] - kept[0].id + 1 if row and kept else 0
+        if shift > 0:
+            self.backlog = self.backlog._replace(
+                decisions=[decision._replace(id=decision.id + shift) for decision in kept]
+            )
+            self._last_id += shift
 
     def begin_anew(self, connection: sqlite3.Connection) -> None:
         """Go on in a new, empty database: what is known in memory, counters too, is written there.

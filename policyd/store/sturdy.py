@@ -78,6 +78,10 @@ class SturdyLedger:
         self._next_look = 0.0
         self._next_upkeep = 0.0
         self._inode: tuple[int, int] | None = None
+        #: The name of the damaged file that was moved aside last.
+        self._kept = ""
+        #: Why no new file could be begun, as told last.
+        self._not_begun = ""
         self._ledger: Ledger
         self._upkeep: Upkeep
         self.clock: LedgerClock
@@ -91,22 +95,39 @@ class SturdyLedger:
             self._open(connect.open_for_daemon(self.path, self.durability))
             self._inode = _inode(self.path)
         except StoreDamaged as error:
-            self._begin_anew(str(error), None).close()
-            self._open(connect.open_for_daemon(self.path, self.durability))
-            self._inode = _inode(self.path)
+            try:
+                self._begin_anew(str(error), None).close()
+                self._open(connect.open_for_daemon(self.path, self.durability))
+                self._inode = _inode(self.path)
+            except (sqlite3.Error, StoreBusy) as trouble:
+                self._start_sick(
+                    connect.translate(trouble, self.path) if isinstance(trouble, sqlite3.Error) else trouble
+                )
+                self._open_nowhere(self._kept)
         except StoreBusy as error:
             # Locked, full, read-only: what comes after the start does not stop mail either.
-            self.sick = str(error)
-            log.error("store-sick: %s; starting in memory, up to %d decisions", error, self.most_in_memory)
+            self._start_sick(error)
             try:
                 self._open(connect.open_as_it_is(self.path))
             except (sqlite3.Error, StoreError) as trouble:
-                log.error(
-                    "store-sick: nothing can be read either (%s): no ban is known until that is mended",
-                    trouble,
-                )
-                self._open(connect.open_nowhere())
+                log.error("store-sick: it cannot be used as it is either: %s", trouble)
+                self._open_nowhere(self.path)
         self._upkeep = Upkeep(self._ledger, self.path, self.keep)
+
+    def _start_sick(self, trouble: StoreError) -> None:
+        self.sick = str(trouble)
+        log.error("store-sick: %s; starting in memory, up to %d decisions", trouble, self.most_in_memory)
+
+    def _open_nowhere(self, readable: str) -> None:
+        """Begin in memory, with what of the steering data can be read in that file."""
+        connection = connect.open_nowhere()
+        known = aside.restore_steering(connection, readable, None)
+        log.error(
+            "store-sick: %d bans, allows, limits, grants and modes could be read from %s; no others hold until it is well",
+            known,
+            readable,
+        )
+        self._open(connection)
 
     def _open(self, connection: sqlite3.Connection) -> None:
         try:
@@ -260,7 +281,16 @@ class SturdyLedger:
         found = _inode(self.path)
         if found is None or (found != self._inode and not os.path.getsize(self.path)):
             # A new file knows no bans: it is begun with those that are known.
-            raise StoreDamaged(f"{self.path} is gone")
+            raise StoreDamaged(f"{self.path} is gone" if self._inode else f"{self.path} is not there yet")
+        if self._inode is not None and found != self._inode:
+            kept = aside.move_log(self.path)
+            log.error(
+                "store-replaced: another file is at %s; what it says holds from here on. What was written to the former one"
+                " since its last checkpoint stays in %s-wal",
+                self.path,
+                kept,
+            )
+            self._inode = None
         connection = connect.open_for_daemon(self.path, self.durability)
         old = self._ledger.connection
         try:
@@ -277,26 +307,39 @@ class SturdyLedger:
         """Move the damaged file aside and begin a new one."""
         try:
             self._ledger.connection.close()
-            connection = self._begin_anew(why, self._ledger)
-            self._ledger.begin_anew(connection)
-            self._inode = _inode(self.path)
+            self._begin_anew(why, self._ledger)
+            self._inode, self._not_begun = _inode(self.path), ""
             self.replaced()
             self._next_retry = 0.0
         except (sqlite3.Error, StoreError, OSError) as error:
-            log.error("store-sick: %s cannot be replaced: %s", self.path, error)
+            if str(error) != self._not_begun:
+                log.error("store-sick: %s cannot be begun anew: %s", self.path, error)
+                self._not_begun = str(error)
             self._next_retry = time.monotonic() + RETRY
 
     def _begin_anew(self, why: str, ledger: Ledger | None) -> sqlite3.Connection:
-        kept = aside.move(self.path)
-        log.error("store-damaged: %s; kept aside as %s, beginning a new database", why, kept)
+        if kept := aside.move(self.path):
+            self._kept = kept
+            log.error("store-damaged: %s; kept aside as %s, beginning a new database", why, kept)
         connection = connect.open_for_daemon(self.path, self.durability)
-        saved = aside.restore_steering(connection, kept, ledger.steering if ledger is not None else None)
-        log.error(
-            "store-damaged: %d bans, allows, limits, grants and modes were taken over; the counts and decisions stay in %s"
-            " ('policyctl db restore BACKUP' brings back a backup)",
-            saved,
-            Path(kept).name,
-        )
+        try:
+            saved = aside.restore_steering(
+                connection, self._kept, ledger.steering if ledger is not None else None
+            )
+            if ledger is not None:
+                ledger.begin_anew(connection)
+        except BaseException:
+            # Half of a new file would be taken for all that is known.
+            connection.close()
+            aside.remove(self.path)
+            raise
+        if self._kept:
+            log.error(
+                "store-damaged: %d bans, allows, limits, grants and modes were taken over; the counts and decisions stay in %s"
+                " ('policyctl db restore BACKUP' brings back a backup)",
+                saved,
+                Path(self._kept).name,
+            )
         return connection
 
     def upkeep(self, idle: bool) -> bool:
