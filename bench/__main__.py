@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import time
 from pathlib import Path
 
-from bench import figures, machine, servers
+from bench import dnsflood, dnslists, dnsspf, dnstrouble, figures, machine, servers
+
+FIGURES = figures.FIGURES | {
+    "dns-warm": dnslists.warm,
+    "dns-cold": dnslists.cold,
+    "dns-trouble": dnstrouble.trouble,
+    "spf-hostile": dnsspf.spf_hostile,
+    "greylist-flood": dnsflood.flood,
+}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -17,14 +26,20 @@ def arguments() -> argparse.ArgumentParser:
         prog="python -m bench",
         description="Measure policyd beside a server that does nothing and beside its peers, in one run.",
         epilog="; ".join(
-            f"{name}: {(measure.__doc__ or '').splitlines()[0]}" for name, measure in figures.FIGURES.items()
+            f"{name}: {(measure.__doc__ or '').splitlines()[0]}" for name, measure in FIGURES.items()
         ),
     )
+    parser.add_argument("names", metavar="NAME", nargs="*", help=f"{', '.join(FIGURES)} (default: all)")
     parser.add_argument(
-        "names", metavar="NAME", nargs="*", help=f"{', '.join(figures.FIGURES)} (default: all)"
+        "--quick",
+        action="store_true",
+        help="minutes instead of an hour: whether it works, not how fast it is",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="a minute instead of ten: whether it works, not how fast it is"
+        "--triplets",
+        type=int,
+        metavar="NUMBER",
+        help=f"how many greylist-flood sends (default {figures.FULL.triplets:,}, some half an hour)",
     )
     parser.add_argument(
         "--directory",
@@ -39,15 +54,17 @@ def main() -> int:
     """Measure what was asked for; 1 when something could not be measured."""
     parser = arguments()
     given = parser.parse_args()
-    unknown = [name for name in given.names if name not in figures.FIGURES]
+    unknown = [name for name in given.names if name not in FIGURES]
     if unknown:
-        parser.error(
-            f"{', '.join(unknown)}: there is no such figure; choose from {', '.join(figures.FIGURES)}"
-        )
-    names = given.names or list(figures.FIGURES)
+        parser.error(f"{', '.join(unknown)}: there is no such figure; choose from {', '.join(FIGURES)}")
+    names = given.names or list(FIGURES)
     if not given.names:
         names.remove("held")  # part of "size", on the large database
     scale = figures.QUICK if given.quick else figures.FULL
+    if given.triplets is not None:
+        if given.triplets < dnsflood.PARTS:
+            parser.error(f"--triplets {given.triplets}: must be at least {dnsflood.PARTS}")
+        scale = dataclasses.replace(scale, triplets=given.triplets)
     began = time.monotonic()
     failed = False
     try:
@@ -57,9 +74,9 @@ def main() -> int:
             if given.quick:
                 print("quick     one short round and a small database: whether it works, not how fast it is")
             for name in names:
-                print(f"\n{name}: {(figures.FIGURES[name].__doc__ or '').splitlines()[0]}", flush=True)
+                print(f"\n{name}: {(FIGURES[name].__doc__ or '').splitlines()[0]}", flush=True)
                 try:
-                    figures.FIGURES[name](scale, work, lambda line: print(f"  {line}", flush=True))
+                    FIGURES[name](scale, work, lambda line: print(f"  {line}", flush=True))
                 except servers.Trouble as trouble:
                     failed = True
                     print(f"  NOT MEASURED: {trouble}", flush=True)

@@ -39,10 +39,31 @@ class Scale:
     decisions: int
     held_seconds: float
     bans: int
+    #: Of a DNS in trouble, of each kind.
+    trouble_seconds: float
+    triplets: int
 
 
-FULL = Scale(rounds=9, seconds=3.0, users=1_000_000, decisions=5_000_000, held_seconds=30.0, bans=9)
-QUICK = Scale(rounds=1, seconds=2.0, users=20_000, decisions=100_000, held_seconds=5.0, bans=3)
+FULL = Scale(
+    rounds=9,
+    seconds=3.0,
+    users=1_000_000,
+    decisions=5_000_000,
+    held_seconds=30.0,
+    bans=9,
+    trouble_seconds=20.0,
+    triplets=5_000_000,
+)
+QUICK = Scale(
+    rounds=1,
+    seconds=2.0,
+    users=20_000,
+    decisions=100_000,
+    held_seconds=5.0,
+    bans=3,
+    trouble_seconds=6.0,
+    triplets=100_000,
+)
 
 CONNECTIONS = 50
 ACTIVE = 1_000

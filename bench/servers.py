@@ -131,8 +131,22 @@ def null_server(directory: Path) -> Iterator[Server]:
         yield server
 
 
-def policyd_config(directory: Path, port: int) -> Path:
-    """Write a configuration for policyd with its data in ``directory``; its path."""
+#: The checks of policyd where nothing else is measured.
+CHECKS = """
+[[check]]
+use = "allow"
+
+[[check]]
+use = "bans"
+
+[[check]]
+use = "quota"
+for = "submission"
+"""
+
+
+def policyd_config(directory: Path, port: int, checks: str = CHECKS) -> Path:
+    """Write a configuration for policyd with its data in ``directory``, and with ``checks``; its path."""
     config = directory / "policyd.toml"
     config.write_text(
         f"""\
@@ -155,28 +169,21 @@ default = "bench"
 
 [tier.bench]
 limits = ["{PER_HOUR} recipients per 1h", "{PER_DAY} recipients per 1d"]
-
-[[check]]
-use = "allow"
-
-[[check]]
-use = "bans"
-
-[[check]]
-use = "quota"
-for = "submission"
-""",
+{checks}""",
         encoding="utf-8",
     )
     return config
 
 
 @contextlib.contextmanager
-def policyd(directory: Path, name: str = "policyd") -> Iterator[Server]:
-    """policyd with its database in ``directory``, which is made when it is not there."""
+def policyd(directory: Path, name: str = "policyd", checks: str = CHECKS) -> Iterator[Server]:
+    """policyd with its database in ``directory``, which is made when it is not there.
+
+    :param checks: the ``[[check]]`` sections of its configuration, and others that it has not.
+    """
     directory.mkdir(exist_ok=True)
     port = free_port()
-    config = policyd_config(directory, port)
+    config = policyd_config(directory, port, checks)
     command = [sys.executable, "-m", "policyd", "--config", str(config)]
     with _child(name, port, traffic.END_OF_MESSAGE, command, directory / "policyd.log") as server:
         yield server
@@ -185,6 +192,17 @@ def policyd(directory: Path, name: str = "policyd") -> Iterator[Server]:
 def policyctl(directory: Path, *words: str) -> list[str]:
     """The command line of policyctl for the policyd in ``directory``."""
     return [sys.executable, "-m", "policyd.cli", "--config", str(directory / "policyd.toml"), *words]
+
+
+def ban_client(directory: Path, address: str) -> None:
+    """Have the policyd in ``directory`` refuse a client.
+
+    :raises Trouble: policyctl could not.
+    """
+    command = policyctl(directory, "ban", "client", address, "--reason", "benchmark", "--force")
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Trouble(f"policyctl ban ended with {done.returncode}: {done.stderr.strip()}")
 
 
 @contextlib.contextmanager

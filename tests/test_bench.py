@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import dns.message
+import dns.query
+import dns.rcode
+import dns.rdatatype
 import pytest
 
-from bench import fill, load, servers, traffic
+from bench import dnsserver, dnstraffic, fill, load, servers, traffic
 from policyd.store import partitions
 from policyd.units import DAY
 from policyd.window import Counter
@@ -109,3 +114,56 @@ def test_the_filled_database_is_sound(tmp_path: Path) -> None:
         assert all(partition.closed_at and partition.indexed for partition in found)
     finally:
         connection.close()
+
+
+@pytest.mark.parametrize("kind", dnstraffic.KINDS)
+def test_mail_from_outside_looks_as_it_comes_to_postfix(kind: str) -> None:
+    """Mail of each kind is a whole request at RCPT without a login, from an address; no instance comes twice."""
+    next_request = dnstraffic.requests(dnstraffic.KINDS[kind](5, 20))
+    seen = set()
+    for _ in range(50):
+        head, end, rest = next_request().partition(b"\n\n")
+        attributes = dict(line.split(b"=", 1) for line in head.splitlines())
+        assert (end, rest) == (b"\n\n", b"")
+        assert len(attributes) >= 30
+        assert attributes[b"protocol_state"] == b"RCPT"
+        assert attributes[b"sasl_username"] == b""
+        assert ipaddress.ip_address(attributes[b"client_address"].decode()).is_loopback is False
+        seen.add(attributes[b"instance"])
+    assert len(seen) == 50
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("2.0.0.127.list0.example", True),
+        ("1.0.0.127.list0.example", False),
+        ("9.8.19.198.list5.example", True),
+        ("20.8.18.198.list0.example", True),
+        ("20.8.18.198.list1.example", False),
+        ("21.8.18.198.list0.example", False),
+        ("x.8.19.198.list0.example", False),
+    ],
+)
+def test_the_quick_lists_answer_as_lists_do(name: str, found: bool) -> None:
+    """Who is listed has 127.0.0.2, who is not NXDOMAIN and how long that holds: as dnspython reads it."""
+    with dnsserver.ListServer() as server:
+        query = dns.message.make_query(name, "A")
+        answer = dns.query.udp(query, server.host, timeout=10, port=server.port)
+    if found:
+        assert [each.to_text() for each in answer.answer] == [f"{name}. 300 IN A 127.0.0.2"]
+    else:
+        assert answer.rcode() == dns.rcode.NXDOMAIN
+        assert answer.authority[0].rdtype == dns.rdatatype.SOA
+
+
+def test_answers_made_ready_are_those_of_the_server() -> None:
+    """A server whose answers are made before says what it would have said, and counts the question."""
+    with dnsserver.ReadyServer() as server:
+        server.add("a.example", "MX", (10, "m.example"))
+        query = dns.message.make_query("a.example", "MX", use_edns=True, payload=1232)
+        before = dns.query.udp(query, server.host, timeout=10, port=server.port)
+        server.make_ready()
+        after = dns.query.udp(query, server.host, timeout=10, port=server.port)
+        assert before == after
+        assert list(server.asked.values()) == [2]
