@@ -20,8 +20,9 @@ TEST_EVERY, RETEST_EVERY, RETEST_SILENT = 1800.0, 60.0, 10.0
 BREAKER_REST = 1800.0
 #: A list that left so many look-ups in a row unanswered, over at least this time (s), does not answer.
 MOST_SILENT, SILENT_FOR = 10, 5.0
-#: Tests in a row without an answer that make a list silent, and after which it is silent for long: once a minute will do.
-MOST_SILENT_TESTS, LONG_SILENT_TESTS = 3, 30
+#: Tests in a row without an answer that make a list silent, and after which it is silent for long: it is asked less then, but
+#: as it may have been the nameserver all the time, all is to be well within half a minute after that.
+MOST_SILENT_TESTS, LONG_SILENT_TESTS, RETEST_LONG_SILENT = 3, 30, 25.0
 #: The breaker looks at so many different clients, and takes a list out that lists more than this part of them, all alone.
 WINDOW, MOST_ALONE = 50, 0.9
 #: Unless it listed so many already before: then it is the clients, not the list.
@@ -194,7 +195,9 @@ class ListHealth:
         return first
 
     def _retest(self, silent: bool) -> float:
-        return RETEST_SILENT if silent and self._silent_tests < LONG_SILENT_TESTS else RETEST_EVERY
+        if not silent:
+            return RETEST_EVERY
+        return RETEST_SILENT if self._silent_tests < LONG_SILENT_TESTS else RETEST_LONG_SILENT
 
     def figures(self) -> dict[str, Any]:
         """What ``policyctl dnsbl list`` shows."""
