@@ -32,6 +32,8 @@ RETRY = 0.5
 UPKEEP = 1.0
 #: Upkeep rests for so many times as long as a step of it took.
 UPKEEP_SHARE = 20
+#: The same while the database is larger than it may be.
+URGENT_SHARE = 4
 #: Between two looks at whether the file is still there, s.
 LOOK = 1.0
 
@@ -362,7 +364,8 @@ class SturdyLedger:
         finally:
             # However much there is to do after a start with a large database, answers come first.
             ended = time.monotonic()
-            self._next_upkeep = ended + UPKEEP_SHARE * (ended - begun)
+            share = URGENT_SHARE if self._upkeep.urgent else UPKEEP_SHARE
+            self._next_upkeep = ended + share * (ended - begun)
 
     def _look_at_file(self) -> None:
         """
