@@ -122,12 +122,20 @@ class Desk:
     def take(self, asked: Sequence[Asked]) -> None:
         """Decide these requests; each one's ``reply`` is called once, on a later turn of the loop, with the answer."""
         request_of = self.site.request
-        cases = [
-            Case(self, request_of(attributes, listener, direction), reply)
-            for attributes, listener, direction, reply in asked
-        ]
+        cases, not_understood = [], []
+        for attributes, listener, direction, reply in asked:
+            try:
+                request = request_of(attributes, listener, direction)
+            except Exception:  # a defect of ours: it must not leave the others of this turn without an answer
+                log.exception("a request could not be understood")
+                not_understood.append(Case(self, request_of({}, listener, direction), reply))
+            else:
+                cases.append(Case(self, request, reply))
         # From here on each request has a deadline, and so an answer, whatever goes wrong below.
         self.waiting.update(cases)
+        self.waiting.update(not_understood)
+        for case in not_understood:
+            self.loop.call_soon(case.overdue)
         if self._timer is None:
             self._timer = self.loop.call_later(TICK, self._tick)
         count, now = self.stages.count, self._now()

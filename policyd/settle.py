@@ -40,7 +40,7 @@ from policyd.opinion import (
     Quota,
     Recalled,
 )
-from policyd.request import RCPT, Request
+from policyd.request import END_OF_MESSAGE, RCPT, Request
 from policyd.settings import fill
 from policyd.steering import Steering
 from policyd.units import MAX_AMOUNT, Limit, format_duration, format_size, spoken_window
@@ -267,6 +267,9 @@ def _first_new_header(
 
     One answer carries one header, and Postfix prepends for each recipient: the next one goes with the next recipient.
     """
+    if request.stage == END_OF_MESSAGE:
+        # Postfix ignores it there, with a warning (access(5)).
+        return None
     sent = set()
     if request.instance:
         sent = {

@@ -122,7 +122,7 @@ def reference(sequence: int) -> str:
 
 
 class Ledger:
-    """The state that settle works on, over one connection. Belongs to the writer's thread."""
+    """The state that settle works on, over one connection. One thread at a time has it in hand (policyd.store.writer)."""
 
     def __init__(
         self,
@@ -408,6 +408,7 @@ class Ledger:
             self._counters, self.partitions = kept, before
             raise
         self.backlog = Batch([], [])
+        self.memories.written()
         self._dirty.clear()
         self.trim()
 

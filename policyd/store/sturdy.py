@@ -386,8 +386,9 @@ class SturdyLedger:
             return RETRY
         return max(0.0, self._next_upkeep - time.monotonic()) if more else UPKEEP
 
-    def recover(self) -> None:
-        """After a failure that nobody foresaw: no transaction stays open."""
+    def recover(self, staged: Staged) -> None:
+        """After a failure that nobody foresaw: no transaction stays open, and ``staged`` was never decided."""
+        self._ledger.undo(staged)
         self._ledger.recover()
 
     def close(self) -> None:

@@ -180,7 +180,11 @@ class Writer:
             except Exception:  # the thread is the only one that writes: it must not end
                 log.exception("the writer failed; it goes on")
                 with self._memory:
-                    self.ledger.recover()
+                    # What is in memory holds no longer: what was decided with it, and not written, is decided again.
+                    staged = self._pile()
+                    self._queue.extendleft(reversed(staged.operations))
+                    self.ledger.recover(staged)
+                self._nudge()
             self._working = False
             pause = self.ledger.pause(more)
         self.ledger.close()

@@ -15,10 +15,11 @@ from policyd.greylisting import PASSED, WAITING
 from policyd.opinion import Opinion
 from policyd.request import Request
 from policyd.store import admin, memory
+from policyd.store import sturdy as sturdy_module
 from policyd.store.connect import open_for_admin
 from policyd.store.upkeep import Keep
 from policyd.units import DAY, MINUTE
-from tests.fakes import Disk, Store, engine, from_outside, says
+from tests.fakes import Disk, Store, engine, from_outside, locked, says
 
 KEY = "203.0.113.0/24 alice@example.net bob@example.org"
 
@@ -131,3 +132,23 @@ def test_a_flood_of_strangers_stays_within_keep(place: Path) -> None:
             assert len(known(place, WAITING)) <= 1_000
         assert known(place, PASSED) == {KEY: 1}
         assert store.settled(mail()).verdict == "pass"
+
+
+def test_what_was_written_after_trouble_is_not_written_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A triplet from the time of trouble that is forgotten afterwards stays forgotten, whatever is decided then."""
+    monkeypatch.setattr(sturdy_module, "RETRY", 0.002)
+    with Store(place, engine(greylist(delay=DAY, retry_window=2 * DAY))) as store:
+        with locked(place):
+            store.decide(mail(), mail(recipient="carol@example.org"))
+            assert store.writer.sick
+        while store.writer.sick:
+            store.decide(mail(sender=""))
+        assert KEY in known(place, WAITING)
+        with open_for_admin(str(place)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            assert memory.delete(connection, WAITING, [KEY]) == 1
+            connection.execute("COMMIT")
+        store.decide(mail(recipient="dora@example.org"))
+        assert KEY not in known(place, WAITING)

@@ -37,6 +37,7 @@ from tests.fakes import (
     end_of,
     engine,
     from_outside,
+    locked,
     quota_rule,
     rcpt,
     says,
@@ -82,18 +83,6 @@ def accepted(decisions: list[Decision | None]) -> list[tuple[Request, Any]]:
 
 
 # --- locked -----------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Another process writes and does not end."""
-    connection = sqlite3.connect(path, isolation_level=None)
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-        connection.execute("ROLLBACK")
-    finally:
-        connection.close()
 
 
 def test_locked_decisions_go_on_in_memory_and_are_written_once(tmp_path: Path) -> None:
