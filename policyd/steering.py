@@ -1,4 +1,5 @@
-"""What the admin has said with ``policyctl``, in memory: bans, allows, own limits, grants, sender rights, modes of checks.
+"""What the admin has said with ``policyctl``, in memory: bans, allows, own limits, grants, sender rights, modes of checks;
+and the suspensions.
 
 A :class:`Steering` mirrors the steering tables row by row; whoever owns one applies the changes that the change table names
 (:mod:`policyd.store`). Expiries are ledger time in ms, 0 means "until taken back"; an expired row is simply not found.
@@ -28,6 +29,8 @@ TABLES: dict[str, tuple[str, ...]] = {
     "check_mode": ("name",),
     "sender_right": ("user", "sender"),
     "greylist_allow": ("kind", "value"),
+    "suspension": ("user",),
+    "milestone": ("name",),
 }
 
 
@@ -98,7 +101,36 @@ class SenderRight(NamedTuple):
     expires_at: int
 
 
-Row = Entry | UserLimit | Grant | CheckMode | SenderRight
+class Suspension(NamedTuple):
+    """A login that may not send for now; ``expires_at`` 0: until it is released."""
+
+    user: str
+    #: The ``[[detect]]`` that found it; empty: the admin.
+    detector: str
+    #: What was found, with its numbers.
+    reason: str
+    #: JSON: ``{"values": [...], "decisions": [ids]}``.
+    evidence: str
+    #: Of ``[suspend] ladder``, from 1.
+    step: int
+    #: The reference of the refusal that began it; empty when an admin began it.
+    ref: str
+    author: str
+    created_at: int
+    expires_at: int
+
+
+class Milestone(NamedTuple):
+    """Something that happened once and matters from ``created_at`` on: see :mod:`policyd.accounts`."""
+
+    name: str
+    reason: str
+    author: str
+    created_at: int
+    expires_at: int
+
+
+Row = Entry | UserLimit | Grant | CheckMode | SenderRight | Suspension | Milestone
 #: The class of each table's rows, fields in the order of the columns.
 ROWS: dict[str, type[Row]] = {
     "ban": Entry,
@@ -108,6 +140,8 @@ ROWS: dict[str, type[Row]] = {
     "check_mode": CheckMode,
     "sender_right": SenderRight,
     "greylist_allow": Entry,
+    "suspension": Suspension,
+    "milestone": Milestone,
 }
 
 
@@ -224,6 +258,8 @@ class Steering:
         self.grants: dict[int, Grant] = {}
         self.grants_of: dict[str, dict[int, Grant]] = {}
         self.modes: dict[str, CheckMode] = {}
+        self.suspensions: dict[str, Suspension] = {}
+        self.milestones: dict[str, Milestone] = {}
 
     def put(self, table: str, row: Row) -> None:
         """Take in or replace one row."""
@@ -237,6 +273,10 @@ class Steering:
             self.grants_of.setdefault(row.user, {})[row.id] = row
         elif isinstance(row, SenderRight):
             self.sender_rights.setdefault(row.user, {})[row.sender] = row
+        elif isinstance(row, Suspension):
+            self.suspensions[row.user] = row
+        elif isinstance(row, Milestone):
+            self.milestones[row.name] = row
         else:
             self.modes[row.name] = row
 
@@ -263,6 +303,10 @@ class Steering:
                     del self.grants_of[grant.user]
         elif table == "check_mode":
             self.modes.pop(key[0], None)
+        elif table == "suspension":
+            self.suspensions.pop(key[0], None)
+        elif table == "milestone":
+            self.milestones.pop(key[0], None)
 
     def rows(self, table: str) -> list[Row]:
         """All rows of a table, expired ones too."""
@@ -274,6 +318,10 @@ class Steering:
             return [row for limits in self.user_limits.values() for row in limits.values()]
         if table == "user_grant":
             return list(self.grants.values())
+        if table == "suspension":
+            return list(self.suspensions.values())
+        if table == "milestone":
+            return list(self.milestones.values())
         return list(self.modes.values())
 
     def limits_of(self, user: str, base: tuple[Limit, ...], now: int) -> tuple[Limit, ...]:
@@ -309,6 +357,11 @@ class Steering:
             return False
         found = (rights.get(sender), rights.get("@" + domain) if domain else None)
         return any(right is not None and (not right.expires_at or now < right.expires_at) for right in found)
+
+    def suspension_of(self, user: str, now: int) -> Suspension | None:
+        """The suspension of ``user`` in force at ledger time ``now``."""
+        row = self.suspensions.get(user)
+        return row if row is not None and (not row.expires_at or now < row.expires_at) else None
 
     def mode_of(self, name: str, now: int) -> str:
         """The mode that the admin set for the check ``name`` (or for :data:`EVERY_CHECK`); ``""`` when none is."""

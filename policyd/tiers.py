@@ -26,7 +26,11 @@ class Tiers:
     all: Mapping[str, Tier] = field(default_factory=dict)
 
     def name_of(self, account: str) -> str:
-        """The tier of ``account``: as a member itself, else by its domain, else the default."""
+        """The tier that the configuration puts ``account`` into: as a member itself, else by its domain, else the default."""
+        return self.member_of(account) or self.default
+
+    def member_of(self, account: str) -> str:
+        """The tier that names ``account`` as a member, itself or else by its domain; empty when none does."""
         by_domain = ""
         domain = "@" + domain_of(account)
         for tier in self.all.values():
@@ -34,7 +38,7 @@ class Tiers:
                 return tier.name
             if domain in tier.members and not by_domain:
                 by_domain = tier.name
-        return by_domain or self.default
+        return by_domain
 
     def limits_of(self, account: str) -> tuple[Limit, ...]:
         """The limits of the account's tier; none when there are no tiers."""

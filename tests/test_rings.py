@@ -37,6 +37,7 @@ RINGS: dict[str, tuple[str, ...]] = {
         "policyd.inquiry",
         "policyd.condition",
         "policyd.greylisting",
+        "policyd.accounts",
     ),
     "rules": ("policyd.wire", "policyd.engine", "policyd.settle", "policyd.checks"),
     "outside": ("policyd.store", "policyd.config", "policyd.decisionlog", "policyd.messages", "policyd.dns"),

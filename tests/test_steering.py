@@ -19,9 +19,11 @@ from policyd.steering import (
     Entry,
     Grant,
     Listing,
+    Milestone,
     Row,
     SenderRight,
     Steering,
+    Suspension,
     UserLimit,
     canonical_value,
     client_network,
@@ -66,6 +68,8 @@ SAMPLE_ROWS: dict[str, tuple[Row, tuple[str, ...]]] = {
         (ALICE, "@example.net"),
     ),
     "greylist_allow": (entry("recipient", ALICE), ("recipient", ALICE)),
+    "suspension": (Suspension(ALICE, "hijacked", "9 networks", "{}", 1, "7F3K2", "policyd", 1, 0), (ALICE,)),
+    "milestone": (Milestone("learned", "", "admin", 1, 0), ("learned",)),
 }
 
 

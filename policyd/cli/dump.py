@@ -20,7 +20,7 @@ MOST_PROBLEMS = 20
 @click.command()
 @pass_session
 def dump(session: Session) -> None:
-    """Print every ban, allow, own limit, grant, sender right and set mode in force, one JSON object a line."""
+    """Print every ban, allow, own limit, grant, sender right, set mode and suspension in force, one JSON object a line."""
     from policyd.store import dump as store_dump
 
     with session.reading() as connection:
@@ -76,7 +76,7 @@ def _told(name: str, problems: list[str]) -> list[str]:
 
 def _judge(session: Session, table: str, row: Any) -> Any:
     """The row in the form in which this site keeps it; :class:`ValueError` when it must not be set here."""
-    if table in ("user_limit", "user_grant", "sender_right"):
+    if table in ("user_limit", "user_grant", "sender_right", "suspension"):
         return row._replace(user=login(session, row.user))
     if table in ("ban", "allow", "greylist_allow"):
         if row.kind == "user":
@@ -85,7 +85,7 @@ def _judge(session: Session, table: str, row: Any) -> Any:
             raise ValueError(
                 f"{row.kind} {row.value!r} is covered by {never!r} in the never list of the check 'bans'"
             )
-    elif row.name != "*" and row.name not in (names := check_names(session)):
+    elif table == "check_mode" and row.name != "*" and row.name not in (names := check_names(session)):
         raise ValueError(
             f"there is no check {row.name!r} in {session.config_path}; it has {', '.join(names)}"
         )

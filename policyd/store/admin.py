@@ -25,6 +25,9 @@ _SELECT = {
     "ORDER BY user, sender",
     "greylist_allow": "SELECT kind, value, reason, author, created_at, expires_at FROM greylist_allow "
     "ORDER BY kind, value",
+    "suspension": "SELECT user, detector, reason, evidence, step, ref, author, created_at, expires_at FROM suspension "
+    "ORDER BY user",
+    "milestone": "SELECT name, reason, author, created_at, expires_at FROM milestone ORDER BY name",
 }
 _FIND = {
     "ban": "SELECT kind, value, reason, author, created_at, expires_at FROM ban WHERE kind = ? AND value = ?",
@@ -37,6 +40,9 @@ _FIND = {
     "WHERE user = ? AND sender = ?",
     "greylist_allow": "SELECT kind, value, reason, author, created_at, expires_at FROM greylist_allow "
     "WHERE kind = ? AND value = ?",
+    "suspension": "SELECT user, detector, reason, evidence, step, ref, author, created_at, expires_at FROM suspension "
+    "WHERE user = ?",
+    "milestone": "SELECT name, reason, author, created_at, expires_at FROM milestone WHERE name = ?",
 }
 _PUT = {
     "ban": "INSERT INTO ban (kind, value, reason, author, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?) "
@@ -62,6 +68,13 @@ _PUT = {
     "greylist_allow": "INSERT INTO greylist_allow (kind, value, reason, author, created_at, expires_at) "
     "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (kind, value) DO UPDATE SET reason = excluded.reason, "
     "author = excluded.author, created_at = excluded.created_at, expires_at = excluded.expires_at",
+    "suspension": "INSERT INTO suspension (user, detector, reason, evidence, step, ref, author, created_at, expires_at) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (user) DO UPDATE SET detector = excluded.detector, "
+    "reason = excluded.reason, evidence = excluded.evidence, step = excluded.step, ref = excluded.ref, "
+    "author = excluded.author, created_at = excluded.created_at, expires_at = excluded.expires_at",
+    "milestone": "INSERT INTO milestone (name, reason, author, created_at, expires_at) VALUES (?, ?, ?, ?, ?) "
+    "ON CONFLICT (name) DO UPDATE SET reason = excluded.reason, author = excluded.author, "
+    "created_at = excluded.created_at, expires_at = excluded.expires_at",
 }
 _DROP = {
     "ban": "DELETE FROM ban WHERE kind = ? AND value = ?",
@@ -71,6 +84,8 @@ _DROP = {
     "check_mode": "DELETE FROM check_mode WHERE name = ?",
     "sender_right": "DELETE FROM sender_right WHERE user = ? AND sender = ?",
     "greylist_allow": "DELETE FROM greylist_allow WHERE kind = ? AND value = ?",
+    "suspension": "DELETE FROM suspension WHERE user = ?",
+    "milestone": "DELETE FROM milestone WHERE name = ?",
 }
 #: An expired row does nothing; it goes with the next change of its table.
 _PURGE = {
@@ -81,6 +96,8 @@ _PURGE = {
     "check_mode": "DELETE FROM check_mode WHERE expires_at > 0 AND expires_at <= ?",
     "sender_right": "DELETE FROM sender_right WHERE expires_at > 0 AND expires_at <= ?",
     "greylist_allow": "DELETE FROM greylist_allow WHERE expires_at > 0 AND expires_at <= ?",
+    "suspension": "DELETE FROM suspension WHERE expires_at > 0 AND expires_at <= ?",
+    "milestone": "DELETE FROM milestone WHERE expires_at > 0 AND expires_at <= ?",
 }
 
 

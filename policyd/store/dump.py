@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from policyd.accounts import MILESTONES
 from policyd.opinion import ENFORCE, OFF, SHADOW
 from policyd.steering import (
     ALLOW_KINDS,
@@ -17,8 +18,10 @@ from policyd.steering import (
     CheckMode,
     Entry,
     Grant,
+    Milestone,
     Row,
     SenderRight,
+    Suspension,
     UserLimit,
     canonical_sender,
     canonical_value,
@@ -39,6 +42,8 @@ _FIELDS = {
     "check_mode": ("name", "mode"),
     "sender_right": ("user", "sender"),
     "greylist_allow": ("kind", "value"),
+    "suspension": ("user", "detector", "evidence", "step", "ref"),
+    "milestone": ("name",),
 }
 _KINDS = {"ban": BAN_KINDS, "allow": ALLOW_KINDS, "greylist_allow": ALLOW_KINDS}
 
@@ -82,6 +87,16 @@ def record(table: str, row: Any, ahead: int) -> dict[str, Any]:
         values |= {"name": row.name, "mode": row.mode}
     elif isinstance(row, SenderRight):
         values |= {"user": row.user, "sender": row.sender}
+    elif isinstance(row, Suspension):
+        values |= {
+            "user": row.user,
+            "detector": row.detector,
+            "evidence": row.evidence,
+            "step": row.step,
+            "ref": row.ref,
+        }
+    elif isinstance(row, Milestone):
+        values |= {"name": row.name}
     else:
         values |= {"kind": row.kind, "value": row.value}
     return values | {
@@ -213,6 +228,10 @@ def _about(table: str, row: Any) -> str:
         return f"mode {row.mode}"
     if isinstance(row, SenderRight):
         return f"may send as {row.sender or '<>'}"
+    if isinstance(row, Suspension):
+        return f"suspension, step {row.step}"
+    if isinstance(row, Milestone):
+        return "milestone"
     return f"{table.replace('_', ' ')} {row.kind}"
 
 
@@ -257,6 +276,21 @@ def _row(table: str, values: dict[str, Any], common: tuple[str, str, int, int]) 
         unit = _choice(values, "unit", UNITS)
         number = 0 if values.get("id") is None else _number(values, "id")
         return Grant(number, _text(values, "user"), unit, _number(values, "amount"), *common)
+    if table == "suspension":
+        reason, by, created, expires = common
+        return Suspension(
+            _text(values, "user"),
+            _text(values, "detector"),
+            reason,
+            _evidence(values),
+            _number(values, "step"),
+            _text(values, "ref"),
+            by,
+            created,
+            expires,
+        )
+    if table == "milestone":
+        return Milestone(_choice(values, "name", MILESTONES), *common)
     return CheckMode(_text(values, "name"), _choice(values, "mode", (ENFORCE, SHADOW, OFF)), *common)
 
 
@@ -265,6 +299,16 @@ def _text(values: dict[str, Any], name: str, default: str | None = None) -> str:
     if not isinstance(value, str) or not value.isprintable() or len(value) > 500:
         raise ValueError(f"{name!r} must be a printable text of at most 500 characters")
     return value
+
+
+def _evidence(values: dict[str, Any]) -> str:
+    value = values.get("evidence")
+    try:
+        if isinstance(value, str) and len(value) <= 100_000 and isinstance(json.loads(value), dict):
+            return value
+    except (ValueError, RecursionError):
+        pass
+    raise ValueError("'evidence' must be a text that holds a JSON object, '{}' for none")
 
 
 def _choice(values: dict[str, Any], name: str, choices: tuple[str, ...]) -> str:
