@@ -29,7 +29,7 @@ from policyd.steering import Steering
 from policyd.store import partitions
 from policyd.store.clock import LedgerClock, wall
 from policyd.store.instances import IDENTITY, Instances, earlier_of
-from policyd.store.memory import Memories
+from policyd.store.memory import Facts, Memories
 from policyd.store.statements import chunked, flat, insert_decisions, select_counters, upsert_counters
 from policyd.store.steering_sync import SteeringMirror
 from policyd.units import Limit
@@ -71,10 +71,11 @@ class Charge(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a batch of operations came to: a decision each (``None``: it failed), and what was counted."""
+    """What a batch of operations came to: a decision each (``None``: it failed), what was counted and is remembered."""
 
     decisions: list[Decision | None]
     charges: list[Charge]
+    facts: Facts
 
 
 class Unread(NamedTuple):
@@ -82,7 +83,7 @@ class Unread(NamedTuple):
 
     counters: set[CounterKey]
     instances: list[str]
-    facts: list[MemoryKey]
+    facts: set[MemoryKey]
 
 
 class Staged:
@@ -94,7 +95,7 @@ class Staged:
         #: Of the steering data that it was decided with.
         self.generation = 0
         self.operations: list[Operation] = []
-        self.batch = Batch([], [])
+        self.batch = Batch([], [], {})
         self.rows: list[tuple[str | int | None, ...]] = []
         #: The row of each counter that changed, by its key.
         self.counters: dict[tuple[str, ...], tuple[Any, ...]] = {}
@@ -135,7 +136,8 @@ class Ledger:
         self.connection = connection
         self.clock = clock
         self.mirror = SteeringMirror(connection)
-        self.backlog = Batch([], [])
+        self.memories = Memories()
+        self.backlog = self._empty_backlog()
         self._settle = settle
         self._stopwatch = stopwatch
         self._report = report
@@ -143,7 +145,6 @@ class Ledger:
         self._dirty: set[CounterKey] = set()
         self._charges: list[Charge] = []
         self.instances = Instances()
-        self.memories = Memories()
         self._readable = True
         #: Whether a batch is decided with what is in memory; ``None`` once that is not enough.
         self._staging: bool | None = False
@@ -164,6 +165,9 @@ class Ledger:
             max(self._last_id, row[1] if row else 0),
         )
         self.partitions = known
+
+    def _empty_backlog(self) -> Batch:
+        return Batch([], [], self.memories.unwritten)
 
     def reopened(self, connection: sqlite3.Connection) -> None:
         """Go on with another connection, perhaps to another file; what is in memory and unwritten stays."""
@@ -202,14 +206,14 @@ class Ledger:
         decisions, counters = self.backlog.decisions, self._counters
         self.begin()
         try:
-            self._write(*self._prepare(decisions, counters), self.memories.prepare())
+            self._write(*self._prepare(decisions, counters), self.backlog.facts)
             self.connection.execute("COMMIT")
         except sqlite3.Error:
             self.rollback()
             self.partitions = []
             raise
-        self.backlog = Batch([], [])
-        self.memories.written()
+        self.memories.written(self.backlog.facts)
+        self.backlog = self._empty_backlog()
         self._dirty.clear()
         self.trim()
 
@@ -235,7 +239,7 @@ class Ledger:
         batch = self.decide(operations)
         try:
             with self._undone_if_it_fails(batch):
-                self._write(*self._prepare(batch.decisions, self._dirty), self.memories.prepare())
+                self._write(*self._prepare(batch.decisions, self._dirty), batch.facts)
                 self.connection.execute("COMMIT")
         except NotWritten:
             raise
@@ -243,7 +247,7 @@ class Ledger:
             self.forget_decisions(batch)
             raise
         self._dirty.clear()
-        self.memories.written()
+        self.memories.written(batch.facts)
         self.trim()
         return batch
 
@@ -252,7 +256,6 @@ class Ledger:
 
         Touches no database.
         """
-        # What looks at remembered facts is decided where they are read and written: one batch at a time.
         if any(self._unread(operations)):
             return False
         if not staged.operations:
@@ -273,6 +276,7 @@ class Ledger:
         staged.operations += operations
         staged.batch.decisions.extend(batch.decisions)
         staged.batch.charges.extend(batch.charges)
+        self.memories.pile(batch.facts, staged.batch.facts)
         staged.rows += rows
         for row in counters:
             staged.counters[row[:3]] = row
@@ -287,7 +291,7 @@ class Ledger:
         unread = self._unread(operations)
         self.trim(staged.counters)
         self._read_these(unread)
-        return bool(unread.counters or unread.instances)
+        return any(unread)
 
     def write(self, staged: Staged) -> bool:
         """Write and commit what was staged, unless the admin has changed something since.
@@ -302,8 +306,9 @@ class Ledger:
             if self.mirror.current_generation() != staged.generation:
                 self.rollback()
                 return False
-            self._write(staged.rows, list(staged.counters.values()))
+            self._write(staged.rows, list(staged.counters.values()), staged.batch.facts)
             self.connection.execute("COMMIT")
+        self.memories.written(staged.batch.facts)
         return True
 
     def undo(self, staged: Staged) -> None:
@@ -337,7 +342,7 @@ class Ledger:
         for decision in batch.decisions:
             if decision is not None:
                 self.instances.forget(decision)
-        self.memories.forget()
+        batch.facts.clear()
 
     def run_in_memory(self, operations: Sequence[Operation]) -> Batch:
         """Decide without the disk, as far as it can be read; the caller keeps the batch in the backlog."""
@@ -380,7 +385,7 @@ class Ledger:
         self.backlog.decisions.extend(d for d in batch.decisions if d is not None and _bindable(_row(d)))
         self.backlog.charges.extend(charge for charge in batch.charges if _bindable(charge.key))
         self._dirty.clear()
-        self.memories.keep()
+        self.memories.keep(batch.facts)
 
     def _bound(self) -> None:
         """Keep memory within its bounds while nothing can be written."""
@@ -400,15 +405,15 @@ class Ledger:
             self._replay(self.backlog.charges)
             self._write(
                 *self._prepare(self.backlog.decisions, {charge.key for charge in self.backlog.charges}),
-                self.memories.prepare(),
+                self.backlog.facts,
             )
             self.connection.execute("COMMIT")
         except sqlite3.Error:
             self.rollback()
             self._counters, self.partitions = kept, before
             raise
-        self.backlog = Batch([], [])
-        self.memories.written()
+        self.memories.written(self.backlog.facts)
+        self.backlog = self._empty_backlog()
         self._dirty.clear()
         self.trim()
 
@@ -442,6 +447,7 @@ class Ledger:
     def recover(self) -> None:
         """After a failure: no transaction stays open, and what is cached is what the table says."""
         self.rollback()
+        self.memories.recover()
         with contextlib.suppress(sqlite3.Error):
             self.forget_counters()
 
@@ -478,7 +484,7 @@ class Ledger:
             decisions.append(decision)
             if request.instance:
                 self.instances.add(decision)
-        return Batch(decisions, self._charges)
+        return Batch(decisions, self._charges, self.memories.decided())
 
     def trim(self, but: Container[tuple[str, ...]] = ()) -> None:
         """Bring the caches within their bounds.
@@ -486,6 +492,7 @@ class Ledger:
         :param but: counters that the table does not know yet.
         """
         self.instances.trim(self.clock.now(), len(self.backlog.decisions))
+        self.memories.trim()
         excess = len(self._counters) - CACHED
         if excess > 0:
             for key in list(self._counters)[: excess + CACHED // 8]:
@@ -542,10 +549,7 @@ class Ledger:
             self._counters.pop(key, None)
 
     def _read(self, operations: Sequence[Operation]) -> None:
-        unread = self._unread(operations)
-        self._read_these(unread)
-        if unread.facts:
-            self.memories.read(self.connection, unread.facts)
+        self._read_these(self._unread(operations))
 
     def _read_these(self, unread: Unread) -> None:
         if unread.counters:
@@ -553,6 +557,8 @@ class Ledger:
         if unread.instances:
             since = self.clock.now() - IDENTITY
             self.instances.read(self.connection, self.partitions, unread.instances, since)
+        if unread.facts:
+            self.memories.read(self.connection, unread.facts)
 
     def _unread(self, operations: Sequence[Operation]) -> Unread:
         keys: set[CounterKey] = set()
@@ -572,7 +578,8 @@ class Ledger:
                     # A plain tuple finds what a CounterKey does.
                     if (quota.scope, quota.value, unit) not in counters:
                         keys.add(CounterKey(quota.scope, quota.value, unit))
-        return Unread(keys, self.instances.unread(operation.request for operation in operations), facts)
+        instances = self.instances.unread(operation.request for operation in operations)
+        return Unread(keys, instances, self.memories.unread(facts))
 
     def _read_counters(self, keys: Iterable[CounterKey]) -> None:
         missing = sorted(key for key in keys if key not in self._counters)
@@ -606,7 +613,7 @@ class Ledger:
         self,
         rows: Sequence[tuple[Any, ...]],
         counters: Sequence[tuple[Any, ...]],
-        facts: Sequence[tuple[Any, ...]] = (),
+        facts: Facts,
     ) -> None:
         connection, now = self.connection, self.clock.now()
         if rows and (not self.partitions or partitions.is_due(self.partitions[0], now, rows[0][0])):
@@ -616,8 +623,7 @@ class Ledger:
             connection.execute(insert_decisions(self.partitions[0].table, len(chunk)), flat(chunk))
         for chunk in chunked(counters):
             connection.execute(upsert_counters(len(chunk)), flat(chunk))
-        if facts:
-            self.memories.write(connection, facts)
+        self.memories.write(connection, facts)
         self.save_time()
 
     def save_time(self) -> None:

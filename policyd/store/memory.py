@@ -33,6 +33,7 @@ ROWS_EACH = 8
 ROUND = HOUR
 
 Row = tuple[str, str, int, int, int, int]
+Facts = dict[MemoryKey, Memory]
 
 
 @lru_cache(maxsize=MOST)
@@ -152,48 +153,45 @@ def _add(counts: dict[int, int], minute: int, number: int) -> None:
 
 
 class Memories:
-    """The facts that a batch works on. One batch at a time: read, put, prepare and write, then written, forget or keep."""
+    """The facts that batches work on: read, put, decided; then piled, written, kept or cleared."""
 
     def __init__(self, cap: int = ROWS) -> None:
         #: Rows of each kind at the most.
         self.cap = cap
         #: What the table says; ``None``: it has no such row.
         self._cache: dict[MemoryKey, Memory | None] = {}
-        #: Of this batch.
-        self._fresh: dict[MemoryKey, Memory] = {}
+        #: Of the batch that is being decided.
+        self._fresh: Facts = {}
+        #: Of what is decided and not written yet, newest first. What has been written or taken back is empty.
+        self._piles: tuple[Facts, ...] = ()
         #: Of batches that were decided and could not be written.
-        self._unwritten: dict[MemoryKey, Memory] = {}
+        self.unwritten: Facts = {}
         self._hands: dict[str, Hand] = {}
         self._next_round = 0
         #: What a transaction under way does: rows that come and go, and what hands did.
         self._pending: list[tuple[str, str, int, int]] = []
         self._passes: list[tuple[Hand, Pass, int]] = []
 
-    # --- one batch ---------------------------------------------------------------------------------------------------
+    # --- on the loop too ---------------------------------------------------------------------------------------------
 
     def unread(self, keys: Iterable[MemoryKey]) -> set[MemoryKey]:
         """Those of ``keys`` that the database has to be asked about."""
-        cache, fresh, unwritten = self._cache, self._fresh, self._unwritten
-        return {key for key in keys if key not in cache and key not in fresh and key not in unwritten}
-
-    def read(self, connection: sqlite3.Connection, keys: Iterable[MemoryKey]) -> None:
-        """Read what is remembered of ``keys``.
-
-        :raises sqlite3.Error: it is not known; what is not known counts as not remembered.
-        """
-        missing = sorted(self.unread(keys))
-        found: dict[MemoryKey, Memory] = {}
-        for chunk in chunked(missing):
-            for kind, key, *fact in connection.execute(_select(len(chunk)), flat(chunk)).fetchall():
-                found[MemoryKey(kind, key)] = Memory(*fact)
-        for key in missing:
-            self._cache[key] = found.get(key)
+        cache = self._cache
+        return {key for key in keys if key not in cache and self.of(key) is None}
 
     def of(self, key: MemoryKey) -> Memory | None:
         """What is remembered of ``key``, expired or not."""
-        return self._fresh.get(key) or self._unwritten.get(key) or self._cache.get(key)
+        fact = self._fresh.get(key)
+        if fact is not None:
+            return fact
+        for pile in self._piles:
+            fact = pile.get(key)
+            if fact is not None:
+                return fact
+        # Last: what is being written goes here before it leaves its pile.
+        return self.unwritten.get(key) or self._cache.get(key)
 
-    def known(self, keys: Iterable[MemoryKey], now: int) -> dict[MemoryKey, Memory]:
+    def known(self, keys: Iterable[MemoryKey], now: int) -> Facts:
         """Those of ``keys`` that are remembered and have not expired at ledger time ``now``."""
         found = {}
         for key in keys:
@@ -206,20 +204,42 @@ class Memories:
         """Remember ``fact``; later operations of the same batch see it."""
         self._fresh[key] = fact
 
-    def prepare(self) -> list[Row]:
-        """The rows to write: of this batch, and what could not be written before."""
-        if not (self._fresh or self._unwritten):
-            return []
-        return [(*key, *fact) for key, fact in sorted({**self._unwritten, **self._fresh}.items())]
+    def decided(self) -> Facts:
+        """The facts of the batch, which is decided now; nobody sees them until they are piled, written or kept."""
+        facts, self._fresh = self._fresh, {}
+        return facts
 
-    def write(self, connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
-        """Write ``rows``, and make room for them, within the caller's transaction.
+    def pile(self, facts: Facts, onto: Facts) -> None:
+        """Lay ``facts`` on a pile that will be written; what is decided from now on sees them."""
+        if facts:
+            onto.update(facts)
+            if not any(pile is onto for pile in self._piles):
+                self._piles = (onto, *[pile for pile in self._piles if pile])
+
+    # --- on the writer's thread --------------------------------------------------------------------------------------
+
+    def read(self, connection: sqlite3.Connection, keys: Iterable[MemoryKey]) -> None:
+        """Read what is remembered of ``keys``.
+
+        :raises sqlite3.Error: it is not known; what is not known counts as not remembered.
+        """
+        missing = sorted(self.unread(keys))
+        found: Facts = {}
+        for chunk in chunked(missing):
+            for kind, key, *fact in connection.execute(_select(len(chunk)), flat(chunk)).fetchall():
+                found[MemoryKey(kind, key)] = Memory(*fact)
+        for key in missing:
+            self._cache[key] = found.get(key)
+
+    def write(self, connection: sqlite3.Connection, facts: Facts) -> None:
+        """Write ``facts``, and make room for them, within the caller's transaction.
 
         :raises sqlite3.Error: the caller rolls back.
         """
         self._pending, self._passes = [], []
-        if not rows:
+        if not facts:
             return
+        rows: list[Row] = [(*key, *fact) for key, fact in sorted(facts.items())]
         for chunk in chunked(rows):
             connection.execute(_upsert(len(chunk)), flat(chunk))
         new: dict[str, int] = {}
@@ -240,35 +260,41 @@ class Memories:
             if hand.total is None or hand.crowd(number, self.cap):
                 self._passes.append((hand, hand.look(connection, ROWS_EACH * number, now), now))
 
-    def written(self) -> None:
-        """The transaction was committed."""
-        self._cache.update(self._unwritten)
-        self._cache.update(self._fresh)
-        self._unwritten.clear()
-        self._fresh.clear()
+    def written(self, facts: Facts) -> None:
+        """The transaction was committed.
+
+        The loop may be deciding meanwhile: at every moment the pile or the cache tells of a fact, or both.
+        """
+        self._cache.update(facts)
         self._take_pending()
-        excess = len(self._cache) - CACHED
-        if excess > 0:
-            for key in list(self._cache)[: excess + CACHED // 8]:
-                del self._cache[key]
+        facts.clear()
 
-    def forget(self) -> None:
-        """The batch did not come about: it is decided again, or not at all."""
+    def keep(self, facts: Facts) -> None:
+        """They were decided, and are not on disk: they are written when it is well."""
         self._pending, self._passes = [], []
-        self._fresh.clear()
-
-    def keep(self) -> None:
-        """The batch was decided, and is not on disk: it is written with the next one that is."""
-        self._pending, self._passes = [], []
-        self._unwritten.update(self._fresh)
-        self._fresh.clear()
-        unwritten = self._unwritten
+        unwritten = self.unwritten
+        unwritten.update(facts)
+        facts.clear()
         if len(unwritten) > UNWRITTEN:
             excess = len(unwritten) - UNWRITTEN + UNWRITTEN // 8
             for key in heapq.nsmallest(excess, unwritten, key=lambda key: unwritten[key].expires_at):
                 del unwritten[key]
-        if len(self._cache) > CACHED:
-            self._cache.clear()
+        self.trim()
+
+    def trim(self) -> None:
+        """Let go of what was read first; of what is decided and not written, what the table says stays known."""
+        excess = len(self._cache) - CACHED
+        if excess > 0:
+            for key in list(self._cache)[: excess + CACHED // 8]:
+                if not any(key in pile for pile in self._piles):
+                    del self._cache[key]
+
+    def recover(self) -> None:
+        """After a failure that nobody foresaw: what is not in the table was never decided."""
+        self._cache.clear()
+        self._fresh = {}
+        self._piles = ()
+        self._pending, self._passes = [], []
 
     def changed(self) -> None:
         """Somebody else has changed the table: nothing that was read holds any more."""

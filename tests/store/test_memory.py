@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from policyd.opinion import Memory, MemoryKey
 from policyd.store import memory
 from policyd.store.connect import open_for_admin, open_for_daemon
-from policyd.store.memory import Memories
+from policyd.store.memory import Facts, Memories
 from policyd.units import DAY, HOUR, MINUTE
 
 NOW = 1_000 * DAY
@@ -43,15 +43,29 @@ def rows(connection: sqlite3.Connection, kind: str = "greylist") -> dict[str, Me
     }
 
 
-def commit(connection: sqlite3.Connection, memories: Memories, facts: dict[MemoryKey, Memory]) -> None:
+def commit(connection: sqlite3.Connection, memories: Memories, facts: Facts) -> None:
     """One batch, as the ledger runs it."""
     connection.execute("BEGIN IMMEDIATE")
     memories.read(connection, facts)
+    decided = decide(memories, facts)
+    memories.write(connection, decided)
+    connection.execute("COMMIT")
+    memories.written(decided)
+
+
+def decide(memories: Memories, facts: Facts) -> Facts:
+    """What the batch that decides on ``facts`` remembers."""
     for each, new in facts.items():
         memories.put(each, new)
-    memories.write(connection, memories.prepare())
+    return memories.decided()
+
+
+def write_unwritten(connection: sqlite3.Connection, memories: Memories) -> None:
+    """The trouble is over."""
+    connection.execute("BEGIN IMMEDIATE")
+    memories.write(connection, memories.unwritten)
     connection.execute("COMMIT")
-    memories.written()
+    memories.written(memories.unwritten)
 
 
 def counted(connection: sqlite3.Connection, memories: Memories, now: int = NOW) -> Memories:
@@ -94,32 +108,56 @@ def test_nothing_is_read_twice(connection: sqlite3.Connection) -> None:
     assert memories.unread([key("c")]) == set()
 
 
-def test_a_batch_that_did_not_come_about_is_forgotten(connection: sqlite3.Connection) -> None:
-    """It is decided again with what the table says."""
+def test_what_is_decided_is_seen_by_what_is_decided_after_it(connection: sqlite3.Connection) -> None:
+    """Within a batch, by the next batch of the pile, and by the next pile; before anything of it is written."""
+    memories = Memories()
+    memories.read(connection, [key("a")])
+    memories.put(key("a"), fact(1))
+    assert memories.of(key("a")) == fact(1)
+    writing: Facts = {}
+    memories.pile(memories.decided(), writing)
+    memories.pile(decide(memories, {key("a"): fact(2)}), writing)
+    assert memories.of(key("a")) == fact(2)
+    waiting: Facts = {}
+    memories.pile(decide(memories, {key("a"): fact(3)}), waiting)
+    assert memories.of(key("a")) == fact(3)
+    memories.write(connection, writing)
+    memories.written(writing)
+    assert memories.of(key("a")) == fact(3)
+    assert rows(connection) == {"a": fact(2)}
+    waiting.clear()
+    assert memories.of(key("a")) == fact(2)
+
+
+def test_what_is_taken_back_was_never_remembered(connection: sqlite3.Connection) -> None:
+    """A batch that was decided and not piled, a pile, and one that lies on another: decided again with what the table says."""
     memories = Memories()
     commit(connection, memories, {key("a"): fact(1)})
-    memories.put(key("a"), fact(2))
-    memories.put(key("b"), fact(2))
-    memories.forget()
-    memories.read(connection, [key("a"), key("b")])
+    decide(memories, {key("a"): fact(2), key("b"): fact(2)})
+    lower: Facts = {}
+    upper: Facts = {}
+    memories.pile(decide(memories, {key("a"): fact(3)}), lower)
+    memories.pile(decide(memories, {key("a"): fact(4), key("b"): fact(4)}), upper)
+    upper.clear()
+    assert memories.of(key("a")) == fact(3)
+    lower.clear()
     assert memories.of(key("a")) == fact(1)
+    memories.read(connection, [key("b")])
     assert memories.of(key("b")) is None
-    assert memories.prepare() == []
 
 
 def test_what_could_not_be_written_is_written_later(connection: sqlite3.Connection) -> None:
     """A decision that stands is remembered through the trouble, and a later one goes over it."""
     memories = Memories()
     for hits in (1, 2):
-        memories.put(key("a"), fact(hits))
-        memories.put(key(hits), fact(hits))
-        memories.keep()
+        pile: Facts = {}
+        memories.pile(decide(memories, {key("a"): fact(hits), key(hits): fact(hits)}), pile)
+        memories.keep(pile)
         assert memories.of(key("a")) == fact(hits)
-    memories.put(key("mine"), fact())
-    memories.forget()
     commit(connection, memories, {key("b"): fact(3)})
+    write_unwritten(connection, memories)
     assert rows(connection) == {"a": fact(2), "1": fact(1), "2": fact(2), "b": fact(3)}
-    assert memories.prepare() == []
+    assert memories.unwritten == {}
 
 
 def test_what_waits_for_the_disk_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,12 +165,9 @@ def test_what_waits_for_the_disk_is_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(memory, "UNWRITTEN", 80)
     memories = Memories()
     for number in range(500):
-        memories.put(key(number), fact(expires_at=NOW + number))
-        memories.keep()
-    kept = memories.prepare()
-    assert len(kept) <= 80
-    assert kept[-1][5] == max(row[5] for row in kept)
-    assert memories.of(key(499)) is not None
+        memories.keep({key(number): fact(expires_at=NOW + number)})
+        assert len(memories.unwritten) <= 80
+    assert max(memories.unwritten.values()) == memories.of(key(499)) == fact(expires_at=NOW + 499)
 
 
 def test_memory_is_bounded(connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,10 +176,11 @@ def test_memory_is_bounded(connection: sqlite3.Connection, monkeypatch: pytest.M
     memories = Memories()
     for number in range(40):
         commit(connection, memories, {key(f"{number} {n}"): fact() for n in range(50)})
+        memories.trim()
         assert len(memories._cache) <= 150
     for number in range(40):
         memories.read(connection, [key(f"{number} other {n}") for n in range(50)])
-        memories.keep()
+        memories.trim()
         assert len(memories._cache) <= 150
 
 
@@ -167,12 +203,12 @@ def test_a_failed_transaction_changes_no_count(connection: sqlite3.Connection) -
     """Counts are of what is committed."""
     memories = counted(connection, Memories())
     connection.execute("BEGIN IMMEDIATE")
-    memories.put(key("a"), fact())
-    memories.write(connection, memories.prepare())
+    decided = {key("a"): fact()}
+    memories.write(connection, decided)
     connection.execute("ROLLBACK")
-    memories.keep()
+    memories.keep(decided)
     assert memories.count("greylist") == 0
-    commit(connection, memories, {})
+    write_unwritten(connection, memories)
     assert memories.count("greylist") == 1
 
 
@@ -323,56 +359,87 @@ def test_a_hand_reads_no_more_than_it_looks_at(connection: sqlite3.Connection) -
         assert "B-TREE" not in plan, plan
 
 
-operations = st.lists(
+steps = st.lists(
     st.tuples(
-        st.sampled_from(("commit", "keep", "forget", "delete", "tend", "restart")),
+        st.sampled_from(("pile", "commit", "keep", "undo", "take", "delete", "tend", "restart")),
         st.lists(st.tuples(st.integers(0, 12), st.integers(-2, 6)), max_size=5),
     ),
-    max_size=25,
+    max_size=30,
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
-@given(operations)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@given(steps)
 def test_whatever_happens_it_tells_what_was_decided(
-    tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, list[tuple[int, int]]]]
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, list[tuple[int, int]]]]
 ) -> None:
-    """Against a dictionary: commits, trouble, batches that failed, deletions by hand, sweeps and restarts."""
+    """Against a dictionary: piles on piles, commits, trouble, what is taken back, deletions by hand, sweeps and restarts."""
     connection = open_for_daemon(str(tmp_path_factory.mktemp("memory") / "policyd.db"))
-    model: dict[MemoryKey, Memory] = {}
+    model: Facts = {}
     memories = Memories()
+    #: What is written just now, and what is decided on top of it; each with the model as it was before.
+    piles: list[tuple[Facts, Facts]] = []
+
+    def end(how: str) -> None:
+        """What is written just now is on disk; or it is not, and neither stands what lies on it."""
+        nonlocal model
+        if not piles:
+            return
+        first, before = piles[0]
+        if how == "commit":
+            # It is well again, so that comes first.
+            write_unwritten(connection, memories)
+            connection.execute("BEGIN IMMEDIATE")
+            memories.write(connection, first)
+            connection.execute("COMMIT")
+            memories.written(first)
+            del piles[0]
+            return
+        if len(piles) > 1:
+            piles[1][0].clear()
+            model = piles[1][1]
+        if how == "keep":
+            memories.keep(first)
+        else:
+            first.clear()
+            model = before
+        piles.clear()
+
+    def settle() -> None:
+        while piles:
+            end("commit")
+        write_unwritten(connection, memories)
+
     try:
-        for number, (kind, given) in enumerate(operations):
+        for number, (step, given) in enumerate(steps):
             facts = {key(name): Memory(NOW, NOW, number, NOW + days * DAY) for name, days in given}
-            if kind == "commit":
-                commit(connection, memories, facts)
-                model |= facts
-            elif kind in ("keep", "forget"):
+            if step == "pile":
+                if not piles:
+                    piles.append(({}, dict(model)))
                 memories.read(connection, facts)
-                for each, new in facts.items():
-                    memories.put(each, new)
-                if kind == "keep":
-                    memories.keep()
-                    model |= facts
-                else:
-                    memories.forget()
-            elif kind == "delete":
-                commit(connection, memories, {})
-                memory.delete(connection, "greylist", [each.key for each in facts])
-                memories.changed()
-                model = {each: old for each, old in model.items() if each not in facts}
-            elif kind == "tend":
-                commit(connection, memories, {})
-                counted(connection, memories)
+                memories.pile(decide(memories, facts), piles[-1][0])
+                model |= facts
+            elif step == "take":
+                if len(piles) < 2:
+                    piles.append(({}, dict(model)))
+            elif step in ("commit", "keep", "undo"):
+                end(step)
             else:
-                commit(connection, memories, {})
-                memories = Memories()
+                settle()
+                if step == "delete":
+                    memory.delete(connection, "greylist", [each.key for each in facts])
+                    memories.changed()
+                    model = {each: old for each, old in model.items() if each not in facts}
+                elif step == "tend":
+                    counted(connection, memories)
+                else:
+                    memories = Memories()
             everything = [key(name) for name in range(13)]
             memories.read(connection, everything)
             assert memories.known(everything, NOW) == {
                 each: old for each, old in model.items() if old.expires_at > NOW
             }
-        commit(connection, memories, {})
+        settle()
         memories.reopened()
         counted(connection, memories)
         assert memories.count("greylist") == len(rows(connection))

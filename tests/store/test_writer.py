@@ -6,11 +6,10 @@ import contextlib
 import itertools
 import os
 import resource
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -43,6 +42,7 @@ from tests.fakes import (
     says,
 )
 from tests.store.contract import ALICE, BackendContract, every_third
+from tests.store.faulty import Faulty
 
 
 class TestSQLite(BackendContract):
@@ -191,69 +191,6 @@ def test_full_disk(tmp_path: Path) -> None:
 
 
 # --- each statement fails ---------------------------------------------------------------------------------------------
-
-
-class Faulty(sqlite3.Connection):
-    """A connection whose n-th statement fails, once or from then on, as SQLite would report it."""
-
-    at: ClassVar[int] = 0
-    lasting: ClassVar[bool] = False
-    error: ClassVar[str] = "SQLITE_IOERR_WRITE"
-    count: ClassVar[int] = 0
-
-    @classmethod
-    def arm(cls, at: int, lasting: bool = False, error: str = "SQLITE_IOERR_WRITE") -> None:
-        cls.at, cls.lasting, cls.error, cls.count = at, lasting, error, 0
-
-    @classmethod
-    def hit(cls) -> None:
-        if not cls.at:
-            return
-        cls.count += 1
-        if cls.count == cls.at or (cls.lasting and cls.count > cls.at):
-            failure = sqlite3.DatabaseError if "CORRUPT" in cls.error else sqlite3.OperationalError
-            error = failure(f"simulated {cls.error}")
-            error.sqlite_errorname = cls.error
-            raise error
-
-    def execute(self, *args: Any) -> sqlite3.Cursor:  # type: ignore[override]
-        self.hit()
-        return super().execute(*args)
-
-    def executemany(self, *args: Any) -> sqlite3.Cursor:  # type: ignore[override]
-        self.hit()
-        return super().executemany(*args)
-
-    def cursor(self, factory: Any = None) -> Any:
-        return super().cursor(FaultyCursor)
-
-
-class FaultyCursor(sqlite3.Cursor):
-    """The same for whoever makes cursors."""
-
-    def execute(self, *args: Any) -> sqlite3.Cursor:
-        Faulty.hit()
-        return super().execute(*args)
-
-    def executemany(self, *args: Any) -> sqlite3.Cursor:
-        Faulty.hit()
-        return super().executemany(*args)
-
-
-@pytest.fixture
-def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Faulty]]:
-    """The daemon's connections can fail."""
-    plain = sqlite3.connect
-
-    def connecting(*args: Any, **options: Any) -> sqlite3.Connection:
-        if "check_same_thread" in options and not options["check_same_thread"]:
-            options["factory"] = Faulty
-        return plain(*args, **options)
-
-    Faulty.arm(0)
-    monkeypatch.setattr(sqlite3, "connect", connecting)
-    yield Faulty
-    Faulty.arm(0)
 
 
 def scenario(store: Store) -> list[tuple[Request, Any]]:
