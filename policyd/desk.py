@@ -19,7 +19,7 @@ from policyd.decision import Decision, Earlier, Operation
 from policyd.decisionlog import DecisionLog
 from policyd.engine import Engine
 from policyd.opinion import Proposal
-from policyd.request import Request, Site
+from policyd.request import Attributes, Request, Site
 from policyd.settle import fill_ref, with_ref
 from policyd.stagewatch import StageWatch
 from policyd.steering import Steering
@@ -46,7 +46,7 @@ class Ledgering(Protocol):
 class Asked(NamedTuple):
     """A request as it came in, and how to answer it."""
 
-    attributes: Mapping[str, str]
+    attributes: Attributes
     #: The label of the listener, and the direction of all that comes in on it (``""``: of either).
     listener: str
     direction: str
@@ -121,14 +121,14 @@ class Desk:
 
     def take(self, asked: Sequence[Asked]) -> None:
         """Decide these requests; each one's ``reply`` is called once, on a later turn of the loop, with the answer."""
-        request_of = self.site.request
+        request_of = self.site.understand
         cases, not_understood = [], []
         for attributes, listener, direction, reply in asked:
             try:
                 request = request_of(attributes, listener, direction)
             except Exception:  # a defect of ours: it must not leave the others of this turn without an answer
                 log.exception("a request could not be understood")
-                not_understood.append(Case(self, request_of({}, listener, direction), reply))
+                not_understood.append(Case(self, request_of(Attributes(), listener, direction), reply))
             else:
                 cases.append(Case(self, request, reply))
         # From here on each request has a deadline, and so an answer, whatever goes wrong below.

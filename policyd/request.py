@@ -98,27 +98,36 @@ class Request(NamedTuple):
         return client_key(self.client_address)
 
 
-#: The attributes that are kept, in the order in which :meth:`Site.request` takes them.
-_KEPT = (
-    "protocol_state",
-    "instance",
-    "queue_id",
-    "stress",
-    "sender",
-    "recipient",
-    "recipient_count",
-    "size",
-    "client_address",
-    "client_name",
-    "reverse_client_name",
-    "helo_name",
-    "sasl_method",
-    "sasl_username",
-    "policy_context",
-    "ccert_subject",
-)
-_ABSENT = dict.fromkeys(_KEPT, "")
-_PICK: Callable[[Mapping[str, str]], tuple[str, ...]] = itemgetter(*_KEPT)
+class Attributes(NamedTuple):
+    """What policyd keeps of the attributes of a request, as it came: absent ones are ``""``."""
+
+    protocol_state: str = ""
+    instance: str = ""
+    queue_id: str = ""
+    stress: str = ""
+    sender: str = ""
+    recipient: str = ""
+    recipient_count: str = ""
+    size: str = ""
+    client_address: str = ""
+    client_name: str = ""
+    reverse_client_name: str = ""
+    helo_name: str = ""
+    sasl_method: str = ""
+    sasl_username: str = ""
+    policy_context: str = ""
+    ccert_subject: str = ""
+    ccert_fingerprint: str = ""
+    ccert_pubkey_fingerprint: str = ""
+
+    @classmethod
+    def of(cls, attributes: Mapping[str, str]) -> Attributes:
+        """Those of ``attributes`` that are kept."""
+        return cls._make(_PICK({**_ABSENT, **attributes}))
+
+
+_ABSENT = dict.fromkeys(Attributes._fields, "")
+_PICK: Callable[[Mapping[str, str]], tuple[str, ...]] = itemgetter(*Attributes._fields)
 
 #: Longest text whose canonical form is remembered: with it, a peer that sends ever new ones gets no further than 5 MB.
 _REMEMBERED = 256
@@ -167,13 +176,16 @@ class Site:
         self, attributes: Mapping[str, str], listener: str = "", listener_direction: str = ""
     ) -> Request:
         """The :class:`Request` that ``attributes`` describe, received on the listener labelled ``listener``."""
-        given = _PICK({**_ABSENT, **attributes})
+        return self.understand(Attributes.of(attributes), listener, listener_direction)
+
+    def understand(self, given: Attributes, listener: str = "", listener_direction: str = "") -> Request:
+        """The same, of attributes that were picked out."""
         sender, recipient = given[4], given[5]
         # Taken before anything is cut: a local part of 600 octets must not hide the domain behind it.
         sender_key, sender_domain = parsed_address(sender)
         recipient_key, recipient_domain = parsed_address(recipient)
         if max(map(len, given)) > MAX_KEPT:
-            given = tuple([value[:MAX_KEPT] for value in given])
+            given = Attributes._make([value[:MAX_KEPT] for value in given])
             sender_key, sender_domain = sender_key[:MAX_KEPT], sender_domain[:MAX_KEPT]
             recipient_key, recipient_domain = recipient_key[:MAX_KEPT], recipient_domain[:MAX_KEPT]
         (
@@ -193,6 +205,8 @@ class Site:
             sasl_username,
             context,
             subject,
+            fingerprint,
+            key_fingerprint,
         ) = given
         account = ""
         # Without a method the name is not authenticated: anybody who reaches the socket could claim it.
@@ -202,9 +216,7 @@ class Site:
         elif subject:
             # Postfix sends the subject only for a verified certificate; the fingerprint it sends always.
             direction = SUBMISSION
-            get = attributes.get
-            fingerprint = get("ccert_pubkey_fingerprint") or get("ccert_fingerprint") or ""
-            account = "cert:" + fold(fingerprint[:MAX_KEPT])
+            account = "cert:" + fold(key_fingerprint or fingerprint)
         elif (
             context in self.submission_contexts
             or listener_direction == SUBMISSION

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from policyd.answer import Answer, escape
 from policyd.desk import Asked, Desk
 from policyd.errors import ProtocolError
-from policyd.wire import MAX_REQUEST, RequestParser, encode
+from policyd.wire import MAX_REQUEST, RequestParser, encode, kept_attributes
 
 log = logging.getLogger("policyd.session")
 
@@ -65,7 +65,7 @@ class Session:
         self._label = label
         self._direction = direction
         self._peer = peer
-        self._parser = RequestParser()
+        self._parser = RequestParser(kept_attributes)
         self._busy = False
         self._paused = False
         self._writable = True

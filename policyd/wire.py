@@ -14,10 +14,14 @@ cannot be trusted: the server answers what came before, logs once, and disconnec
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from operator import methodcaller
+from typing import Generic, TypeVar
 
 from policyd.answer import Answer
 from policyd.errors import ProtocolError
+from policyd.request import Attributes
 
 #: Octets of one request; Postfix 3.12 sends about 1 KiB.
 MAX_REQUEST = 64 * 1024
@@ -28,16 +32,25 @@ MAX_ATTRIBUTES = 256
 
 REQUEST_TYPE = "smtpd_access_policy"
 
+#: Makes a named tuple without the step of the interpreter that its own constructor is; for what each request makes.
+_new = tuple.__new__
 #: ``line.split("=", 1)``, without a step of the interpreter for each line.
 _split_pair = methodcaller("split", "=", 1)
 
 
-class RequestParser:
+T = TypeVar("T")
+
+
+class RequestParser(Generic[T]):
     """Cuts a stream of bytes into requests."""
 
-    __slots__ = ("_buffer", "_line", "_scanned")
+    __slots__ = ("_buffer", "_line", "_read", "_scanned")
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[bytes], T]) -> None:
+        """
+        :param read: reads one request: :func:`parse_attributes`, or :func:`kept_attributes`.
+        """
+        self._read = read
         self._buffer = bytearray()
         self._scanned = 0
         #: Where the last line begins, as far as it was scanned.
@@ -52,8 +65,8 @@ class RequestParser:
         """Octets received and not yet taken as a request."""
         return len(self._buffer)
 
-    def next_request(self) -> dict[str, str] | None:
-        """The attributes of the next complete request, or ``None`` while there is none.
+    def next_request(self) -> T | None:
+        """The next complete request, as ``read`` makes it, or ``None`` while there is none.
 
         Text is UTF-8; octets that are not stand as ``\\xNN``, so every value can be stored and printed.
 
@@ -79,7 +92,72 @@ class RequestParser:
         block = bytes(buffer[:end])
         del buffer[: end + 2]
         self._scanned = self._line = 0
-        return parse_attributes(block)
+        return self._read(block)
+
+
+def _as_postfix_sends_it() -> re.Pattern[str]:
+    """A whole request as Postfix from 3.2 on sends it, in its order (smtpd_check.c); newer attributes come at the end.
+
+    Its groups are the fields of :class:`Attributes`, by name.
+    """
+    names = [
+        "protocol_state",
+        "protocol_name",
+        "client_address",
+        "client_name",
+        "client_port",
+        "reverse_client_name",
+        "server_address",
+        "server_port",
+        "helo_name",
+        "sender",
+        "recipient",
+        "recipient_count",
+        "queue_id",
+        "instance",
+        "size",
+        "etrn_domain",
+        "stress",
+        "sasl_method",
+        "sasl_username",
+        "sasl_sender",
+        "ccert_subject",
+        "ccert_issuer",
+        "ccert_fingerprint",
+        "ccert_pubkey_fingerprint",
+        "encryption_protocol",
+        "encryption_cipher",
+        "encryption_keysize",
+        "policy_context",
+    ]
+    kept = Attributes._fields
+    known = "".join(f"\n{name}=(?P<{name}>.*)" if name in kept else f"\n{name}=.*" for name in names)
+    # The first attribute of a name counts, and these were there already: so others alone can follow.
+    more = rf"(?:\n(?!(?:{'|'.join(kept)})=)[^=\n]+=.*)*"
+    return re.compile(f"request={REQUEST_TYPE}{known}{more}")
+
+
+_POSTFIX = _as_postfix_sends_it()
+_ORDER = tuple(_POSTFIX.groupindex[name] for name in Attributes._fields)
+
+
+def kept_attributes(block: bytes) -> Attributes:
+    """What is kept of one request, given without the empty line at its end: what :func:`parse_attributes` finds.
+
+    Nearly all requests are as Postfix sends them, and one look along such a one picks out what is kept.
+
+    :raises ProtocolError: it breaks the grammar or a limit.
+    """
+    if (
+        len(block) <= MAX_LINE
+        and block.count(b"\n") < MAX_ATTRIBUTES
+        and block.isascii()
+        and b"\0" not in block
+    ):
+        found = _POSTFIX.fullmatch(block.decode("ascii"))
+        if found is not None:
+            return _new(Attributes, found.group(*_ORDER))
+    return Attributes.of(parse_attributes(block))
 
 
 def parse_attributes(block: bytes) -> dict[str, str]:

@@ -18,7 +18,7 @@ from policyd.desk import TICK, Asked, Case, Desk
 from policyd.engine import Engine
 from policyd.inquiry import Inquiry
 from policyd.opinion import Opinion
-from policyd.request import Request
+from policyd.request import Attributes, Request
 from policyd.steering import Steering
 from tests.fakes import SITE, FakeLedger, ask, ban, ban_rule, engine, finish, on_loop, quota_rule, rule, says
 
@@ -164,7 +164,9 @@ class Office:
         return self.ledger.steering
 
     def take(self, attributes: dict[str, str] | None = None, **more: str) -> None:
-        self.desk.take([Asked({**(attributes or ATTRIBUTES), **more}, "l", "", self.answers.append)])
+        self.desk.take(
+            [Asked(Attributes.of({**(attributes or ATTRIBUTES), **more}), "l", "", self.answers.append)]
+        )
 
     def used(self) -> int:
         return self.ledger.used("messages/external")
@@ -356,7 +358,14 @@ def test_whatever_the_order_each_is_answered_once_and_counted_as_answered(
                 instances.append(instance)
                 answers[number] = []
                 office.desk.take(
-                    [Asked({**ATTRIBUTES, "instance": instance}, "l", "", answers[number].append)]
+                    [
+                        Asked(
+                            Attributes.of({**ATTRIBUTES, "instance": instance}),
+                            "l",
+                            "",
+                            answers[number].append,
+                        )
+                    ]
                 )
             elif kind == "decide" and not decided:
                 decided = office.writer.decide()
@@ -382,7 +391,7 @@ def test_one_reply_that_fails_does_not_keep_the_others_waiting(
     def fails(answer: Answer) -> None:
         raise RuntimeError("the session is broken")
 
-    office.desk.take([Asked({**ATTRIBUTES, "instance": "a"}, "l", "", fails)])
+    office.desk.take([Asked(Attributes.of({**ATTRIBUTES, "instance": "a"}), "l", "", fails)])
     office.take(instance="b")
     office.writer.run()
     assert office.answers == [DUNNO]

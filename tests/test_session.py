@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from policyd import session as session_module
 from policyd.answer import DUNNO, Answer
 from policyd.desk import Asked
+from policyd.request import Attributes
 from policyd.session import HALF_REQUEST, IDLE, PolicyProtocol, Session
 from policyd.wire import MAX_REQUEST
 
@@ -56,7 +57,7 @@ class FakeDesk:
     """Takes requests, and answers when the test says so with the instance that was asked about."""
 
     def __init__(self) -> None:
-        self.taken: list[tuple[Mapping[str, str], str, str]] = []
+        self.taken: list[tuple[Attributes, str, str]] = []
         self.waiting: list[tuple[str, Callable[[Answer], None]]] = []
 
     def ready(self, session: Session) -> None:
@@ -67,7 +68,7 @@ class FakeDesk:
     def take(self, asked: Sequence[Asked]) -> None:
         for attributes, label, direction, reply in asked:
             self.taken.append((attributes, label, direction))
-            self.waiting.append((attributes["instance"], reply))
+            self.waiting.append((attributes.instance, reply))
 
     def answer(self) -> bool:
         if not self.waiting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import SupportsIndex
 
@@ -11,7 +12,16 @@ from hypothesis import strategies as st
 
 from policyd.answer import DUNNO, Answer, make_answer
 from policyd.errors import ProtocolError
-from policyd.wire import MAX_ATTRIBUTES, MAX_LINE, MAX_REQUEST, RequestParser, encode, parse_attributes
+from policyd.request import Attributes
+from policyd.wire import (
+    MAX_ATTRIBUTES,
+    MAX_LINE,
+    MAX_REQUEST,
+    RequestParser,
+    encode,
+    kept_attributes,
+    parse_attributes,
+)
 
 #: Every attribute that Postfix up to 3.12 sends (SMTPD_POLICY_README), in its order, with values of our own.
 SAMPLE = {
@@ -57,7 +67,7 @@ def message(attributes: dict[str, str]) -> bytes:
 
 def parse(pieces: list[bytes]) -> tuple[list[dict[str, str]], str | None]:
     """All requests in ``pieces``, asked for after each; and the error that ended it."""
-    parser, requests = RequestParser(), []
+    parser, requests = RequestParser(parse_attributes), []
     try:
         for piece in pieces:
             parser.feed(piece)
@@ -259,7 +269,7 @@ def test_ten_thousand_attributes_are_refused() -> None:
 
 def test_octets_without_end_are_refused_at_the_limit() -> None:
     """No LF at all: refused after MAX_LINE octets, and not kept beyond."""
-    parser = RequestParser()
+    parser = RequestParser(parse_attributes)
     for _ in range(MAX_LINE):
         parser.feed(b"x")
         assert parser.next_request() is None
@@ -271,7 +281,7 @@ def test_octets_without_end_are_refused_at_the_limit() -> None:
 
 def test_pending_tells_what_waits() -> None:
     """The server gives half a request its own deadline: it must see whether one has begun."""
-    parser = RequestParser()
+    parser = RequestParser(parse_attributes)
     assert parser.pending == 0
     assert parser.next_request() is None
     parser.feed(message(SAMPLE) + b"req")
@@ -307,7 +317,7 @@ class CountingBuffer(bytearray):
 )
 def test_an_octet_is_looked_at_a_bounded_number_of_times(data: bytes, piece: int) -> None:
     """A peer that sends one octet at a time must not make the parser read its whole buffer again each time."""
-    parser = RequestParser()
+    parser = RequestParser(parse_attributes)
     buffer = parser._buffer = CountingBuffer()
     requests = 0
     for at in range(0, len(data), piece):
@@ -405,6 +415,82 @@ def test_parse_attributes_raises_nothing_else(block: bytes) -> None:
     except ProtocolError:
         return
     assert attributes["request"] == "smtpd_access_policy"
+
+
+#: What Postfix 3.7 sends, in its order, and what a later one adds.
+AS_POSTFIX = [
+    *[
+        "request",
+        "protocol_state",
+        "protocol_name",
+        "client_address",
+        "client_name",
+        "client_port",
+        "reverse_client_name",
+    ],
+    *[
+        "server_address",
+        "server_port",
+        "helo_name",
+        "sender",
+        "recipient",
+        "recipient_count",
+        "queue_id",
+        "instance",
+        "size",
+    ],
+    *[
+        "etrn_domain",
+        "stress",
+        "sasl_method",
+        "sasl_username",
+        "sasl_sender",
+        "ccert_subject",
+        "ccert_issuer",
+    ],
+    *["ccert_fingerprint", "ccert_pubkey_fingerprint", "encryption_protocol", "encryption_cipher"],
+    *["encryption_keysize", "policy_context", "compatibility_level", "mail_version", "tls_sni"],
+]
+
+
+@pytest.mark.parametrize("count", [29, 31, 32])
+def test_a_request_as_postfix_sends_it_takes_the_short_way(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One look along it finds what is kept; nothing of it is looked at twice."""
+    sent = {name: SAMPLE[name] for name in AS_POSTFIX[:count]}
+    monkeypatch.setattr("policyd.wire.parse_attributes", None)
+    assert kept_attributes(message(sent)[:-2]) == Attributes.of(sent)
+
+
+@given(st.data())
+def test_the_short_way_finds_what_the_long_way_finds(data: st.DataObject) -> None:
+    """However the lines of a request are changed, doubled, removed, moved: the same attributes, or the same error."""
+    lines = [f"{name}={SAMPLE[name]}" for name in AS_POSTFIX]
+    for _ in range(data.draw(st.integers(0, 4))):
+        at, to = data.draw(st.integers(0, len(lines) - 1)), data.draw(st.integers(0, len(lines) - 1))
+        match data.draw(st.sampled_from(["value", "line", "remove", "double", "move"])):
+            case "value":
+                value = data.draw(
+                    st.text(st.characters(exclude_characters="\n", codec="utf-8"), max_size=600)
+                )
+                lines[at] = lines[at].partition("=")[0] + "=" + value
+            case "line":
+                lines.insert(to, data.draw(st.text(st.sampled_from("a=\0 \u00e9"), max_size=3)))
+            case "remove":
+                del lines[at]
+            case "double":
+                lines.insert(to, lines[at].partition("=")[0] + "=other")
+            case _:
+                lines.insert(to, lines.pop(at))
+    block = "\n".join(lines).encode()
+    try:
+        expected = Attributes.of(parse_attributes(block))
+    except ProtocolError as error:
+        with pytest.raises(ProtocolError, match=re.escape(str(error))):
+            kept_attributes(block)
+    else:
+        assert kept_attributes(block) == expected
 
 
 # --- answers ------------------------------------------------------------------------------------------------------

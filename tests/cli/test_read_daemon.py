@@ -17,7 +17,7 @@ import pytest
 from policyd.cli.ask import attributes_of, encoded, reachable_address
 from policyd.store.locks import DaemonLock
 from policyd.units import DAY
-from policyd.wire import RequestParser
+from policyd.wire import RequestParser, parse_attributes
 from tests.cli.conftest import Run
 from tests.sample_database import Sample
 
@@ -30,7 +30,7 @@ def answering(listening: socket.socket, answer: bytes) -> Iterator[list[dict[str
     def serve() -> None:
         connection, _ = listening.accept()
         with connection:
-            parser = RequestParser()
+            parser = RequestParser(parse_attributes)
             while (request := parser.next_request()) is None:
                 data = connection.recv(4096)
                 if not data:
@@ -128,7 +128,7 @@ def test_addresses_to_connect_to() -> None:
 def test_any_octets_typed_survive_the_wire() -> None:
     """What the shell hands over, even if it is no UTF-8, becomes a request that the parser takes."""
     typed = b"sender=\xff@x".decode("utf-8", "surrogateescape")
-    parser = RequestParser()
+    parser = RequestParser(parse_attributes)
     parser.feed(encoded(attributes_of([typed])))
     request = parser.next_request()
     assert request is not None

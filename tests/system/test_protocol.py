@@ -315,7 +315,7 @@ def test_twisted_says_when_a_peer_reads_nothing() -> None:
         def ready(self, session: Session) -> None:
             asked = session.next_request()
             if asked is not None:
-                taken.append(asked.attributes["instance"])
+                taken.append(asked.attributes.instance)
                 asked.reply(DUNNO)
 
     def session(listener: Any, transport: Any, peer: Any) -> Session:
