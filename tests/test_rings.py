@@ -40,7 +40,14 @@ RINGS: dict[str, tuple[str, ...]] = {
         "policyd.accounts",
     ),
     "rules": ("policyd.wire", "policyd.engine", "policyd.settle", "policyd.checks"),
-    "outside": ("policyd.store", "policyd.config", "policyd.decisionlog", "policyd.messages", "policyd.dns"),
+    "outside": (
+        "policyd.store",
+        "policyd.config",
+        "policyd.decisionlog",
+        "policyd.messages",
+        "policyd.dns",
+        "policyd.postfix",
+    ),
     "assembly": (
         "policyd.desk",
         "policyd.stagewatch",
