@@ -51,8 +51,9 @@ def digest(text: str) -> int:
 class Account:
     """One row of the table, as it is worked on.
 
-    ``marks`` holds for each detector what it has seen: a list of ``[value, at, decision]``, the newest last. ``past`` holds
-    for each ``"unit/window"`` the busiest window of past days: a list of ``[day, amount]``, the newest last.
+    ``marks`` holds for each detector what it has seen: ``{value: [at, decision]}``, the newest last. ``past`` holds for each
+    ``"unit/window"`` the busiest window of past days: a list of ``[day, amount]``, the newest last. The innermost lists are
+    shared by copies: they are replaced, never changed.
     """
 
     __slots__ = (
@@ -81,7 +82,7 @@ class Account:
         self.messages = 0
         self.incident_at = 0
         self.strikes: list[int] = []
-        self.marks: dict[str, list[list[Any]]] = {}
+        self.marks: dict[str, dict[str, list[int]]] = {}
         self.past: dict[str, list[list[int]]] = {}
 
     def tier_of(self, tiers: Tiers, now: int) -> str:
@@ -97,6 +98,17 @@ class Account:
         if known and self.tier_by == BY_HAND:
             return known
         return tiers.member_of(self.user) or known or tiers.default
+
+    def copy(self) -> Account:
+        """One of its own with the same contents."""
+        other = Account.__new__(Account)
+        other.user, other.tier, other.tier_by = self.user, self.tier, self.tier_by
+        other.tier_since, other.probation_until = self.tier_since, self.probation_until
+        other.first_at, other.last_at, other.messages = self.first_at, self.last_at, self.messages
+        other.incident_at, other.strikes = self.incident_at, list(self.strikes)
+        other.marks = {name: marks.copy() for name, marks in self.marks.items()}
+        other.past = {name: list(days) for name, days in self.past.items()}
+        return other
 
     def row(self) -> tuple[Any, ...]:
         """The values of :data:`COLUMNS`."""

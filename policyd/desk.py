@@ -86,7 +86,7 @@ class Desk:
         self.fail: Mapping[str, str] = {"submission": "defer", "mx": "dunno"}
         self.answered = 0
         self._undecided = 0
-        self.stages = StageWatch(engine.rules)
+        self.stages = StageWatch(engine.rules, engine.watch)
         self.waiting: set[Case] = set()
         self._ready: list[Asking] = []
         self._writer = writer

@@ -16,6 +16,7 @@ from policyd.inquiry import Inquiry
 from policyd.opinion import ENFORCE, OFF, SHADOW, Heard, Opinion, Proposal
 from policyd.request import END_OF_MESSAGE, STAGES, Request
 from policyd.steering import EVERY_CHECK, Steering
+from policyd.watch import Watch
 
 #: Makes a named tuple without the step of the interpreter that its own constructor is; for what each request makes.
 _new = tuple.__new__
@@ -45,14 +46,17 @@ class Engine:
         policy: str = "",
         stopwatch: Callable[[], int] = lambda: 0,
         report: Callable[[str, Exception], None] = lambda name, error: None,
+        watch: Watch | None = None,
     ) -> None:
         """
         :param policy: the version of the policy, a digest, kept with each decision.
         :param stopwatch: nanoseconds since some start, for the log only.
         :param report: told of each failure of a check.
+        :param watch: the detectors, for settle to ask.
         """
         self.rules = tuple(rules)
         self.policy = policy
+        self.watch = watch if watch is not None and watch.active else None
         self._stopwatch = stopwatch
         self._report = report
         self._chains: dict[tuple[str, str], tuple[Rule, ...]] = {}
@@ -121,7 +125,7 @@ class Engine:
                 break
             if strongest.strength == REFUSE:
                 break
-        return Proposal(tuple(heard), strongest, by, reason, self.policy)
+        return Proposal(tuple(heard), strongest, by, reason, self.policy, self.watch)
 
 
 def effective_mode(rule: Rule, paused: str, steering: Steering, now: int) -> str:

@@ -7,12 +7,13 @@ the opinions of the whole chain as one :class:`Proposal`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from policyd.answer import DUNNO, Answer
 from policyd.inquiry import Finding
 from policyd.request import Request
 from policyd.steering import Steering
+from policyd.tiers import Tiers
 from policyd.units import Limit
 
 ENFORCE, SHADOW, OFF = "enforce", "shadow", "off"
@@ -42,6 +43,8 @@ class Quota(NamedTuple):
     counts: bool
     on_breach: str
     text: str
+    #: The limits are those of the tier that the account is in when it is decided; ``limits`` is empty then.
+    tiers: Tiers | None = None
 
 
 class Standing(Protocol):
@@ -128,3 +131,5 @@ class Proposal(NamedTuple):
     check: str
     reason: str
     policy: str
+    #: The detectors that look at it: a :class:`policyd.watch.Watch`; ``None``: nobody does.
+    watch: Any = None

@@ -78,6 +78,12 @@ class Request(NamedTuple):
         return self.direction == SUBMISSION
 
     @property
+    def login(self) -> str:
+        """The account, when it is a SASL login; empty for a certificate, an own network, or mail from outside."""
+        own = self.sasl_method and self.sasl_username and not self.account.startswith("client:")
+        return self.account if own else ""
+
+    @property
     def knows_sender(self) -> bool:
         """Whether the sender was given: an empty one is the null sender then, not one still to come."""
         return bool(self.sender_key) or self.stage in STAGES_WITH_SENDER

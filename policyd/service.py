@@ -9,21 +9,25 @@ import resource
 import signal
 import time
 
-from policyd import __version__, checks
+from policyd import __version__, checks, detectors
 from policyd.checks import Context
 from policyd.config import CheckSection, Config, doubts, load
 from policyd.decisionlog import DecisionLog, open_sink
 from policyd.desk import Desk
+from policyd.detectors import Surroundings
 from policyd.engine import Engine, Rule
 from policyd.errors import ConfigError, PolicydError, StoreError, UserError
+from policyd.geo import countries
 from policyd.listen import Listening
 from policyd.names import Names
+from policyd.sentence import DISTINCT
 from policyd.settle import settle
 from policyd.stagewatch import StageWatch
 from policyd.store.locks import DaemonLock
 from policyd.store.steering_reader import SteeringReader
 from policyd.store.upkeep import Keep
 from policyd.store.writer import Writer
+from policyd.watch import Detect, Watch
 
 log = logging.getLogger("policyd")
 
@@ -50,7 +54,25 @@ def build_engine(config: Config, names: Names | None = None) -> Engine:
             problems.append(f"{section.place}: check {section.name!r}: {type(error).__name__}: {error}")
     if problems:
         raise ConfigError(problems)
-    return Engine(rules, config.policy_version, time.perf_counter_ns, _check_failed)
+    watch = build_watch(config)
+    return Engine(rules, config.policy_version, time.perf_counter_ns, _check_failed, watch)
+
+
+def build_watch(config: Config) -> Watch:
+    """The detectors that the configuration describes, and what becomes of accounts."""
+    blocklist_checks = frozenset(
+        check.name
+        for check in config.checks
+        if check.use == "dnsbl" and getattr(check.options, "lookup", "") == "client"
+    )
+    country_of = countries(config.country_database)
+    detects = []
+    for section, _ in config.detects:
+        around = Surroundings(config.site, section.except_networks, country_of, blocklist_checks)
+        sentence = section.when
+        detector = detectors.load(sentence.noun)(around) if sentence.kind == DISTINCT else None
+        detects.append(Detect(section.name, sentence, section.then == "suspend", section.mode, detector))
+    return Watch(detects, config.suspending, config.tiers)
 
 
 def _rule(section: CheckSection, config: Config, names: Names) -> Rule:
@@ -63,6 +85,7 @@ def _rule(section: CheckSection, config: Config, names: Names) -> Rule:
         names.resolver,
         names.blocklists,
         names.spf,
+        config.suspending,
     )
     return Rule(
         section.name,
@@ -250,7 +273,7 @@ class Service:
             # What its sinks have not taken yet is written by its own thread, at the end it is waited for.
             self._old_logs = [each for each in (*self._old_logs, old_log) if not each.close(0)]
         self.desk.engine, self.desk.site = engine, config.site
-        self.desk.stages = StageWatch(engine.rules)
+        self.desk.stages = StageWatch(engine.rules, engine.watch)
         old, self.config = self.config, config
         self._apply(config)
         _warn(config)

@@ -14,8 +14,9 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring as json_text
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from policyd.accounts import Account
 from policyd.answer import (
     DUNNO,
     HEADER,
@@ -29,6 +30,9 @@ from policyd.answer import (
     make_answer,
 )
 from policyd.decision import DEADLINE, HELD, LATE, PASSED, REFUSED, REPEAT, Earlier, Settled
+from policyd.detectors import BREACHED
+from policyd.detectors import PASSED as PASSED_ON
+from policyd.detectors import REFUSED as REFUSED_BY
 from policyd.match import domain_of, fold
 from policyd.opinion import (
     ENFORCE,
@@ -40,10 +44,11 @@ from policyd.opinion import (
     Quota,
     Recalled,
 )
-from policyd.request import END_OF_MESSAGE, RCPT, Request
+from policyd.request import END_OF_MESSAGE, RCPT, Request, parsed_address
 from policyd.settings import fill
-from policyd.steering import Steering
+from policyd.steering import Steering, Suspension
 from policyd.units import MAX_AMOUNT, Limit, format_duration, format_size, spoken_window
+from policyd.watch import NOTHING
 from policyd.window import Counter, slot_width
 
 #: Makes a named tuple without the step of the interpreter that its own constructor is; for what each request makes.
@@ -51,10 +56,19 @@ _new = tuple.__new__
 #: Stands for the reference in what was never sent.
 NO_REF = "-----"
 EMPTY = '""'
+#: The admin may want to hear of an account that has used so much of a limit, in per cent.
+NEAR = 80
 #: What is said to a message that by itself is more than a limit.
 TOO_LARGE = (
     "Message too large for the sending limit; {amount} of at most {limit} {unit} per {window}. ref {ref}"
 )
+
+
+class Siblings(Protocol):
+    """Who knows what was decided of a mail before."""
+
+    def siblings(self, request: Request) -> Sequence[Earlier]:
+        """The decisions at RCPT of the same instance and listener."""
 
 
 class State(Protocol):
@@ -83,6 +97,33 @@ class State(Protocol):
     def next_ref(self) -> str:
         """A reference that was not given out before."""
 
+    def account(self, user: str) -> Account:
+        """What is known of an account; not to be changed."""
+
+    def change(self, user: str) -> Account:
+        """The same, to be changed and written."""
+
+    def strangers(self, user: str, recipients: Sequence[str]) -> list[str]:
+        """Those of the folded ``recipients`` that ``user`` has not written to."""
+
+    def meet(self, user: str, recipients: Sequence[str], day: int) -> None:
+        """Remember that ``user`` has written to ``recipients`` on this day."""
+
+    def suspend(self, row: Suspension) -> None:
+        """Write a suspension; it binds the next operation."""
+
+    def tell(self, kind: str, subject: str, facts: Mapping[str, Any], once: int = 0) -> None:
+        """Write an event.
+
+        :param once: not if the same kind was told of the same subject so many ms ago or less.
+        """
+
+    def record(self, action: str, subject: str, detail: str) -> None:
+        """Write a row of history."""
+
+    def next_id(self) -> int:
+        """The number that the decision under way will have."""
+
 
 class Trial(NamedTuple):
     """A limit that the message does not fit: what was in the window before, and what the message adds."""
@@ -104,11 +145,14 @@ class Trials(NamedTuple):
     """A quota check's tests, what it would count, and the answer it gives: ``None`` when everything fits."""
 
     heard: Heard
+    quota: Quota
     #: The numbers of each limit tested, as JSON.
     numbers: list[str]
     charges: list[tuple[CounterKey, tuple[int, ...], int]]
     worst: Trial | None
     answer: Answer | None
+    #: Of what fits, where the mail goes beyond :data:`NEAR` of the limit.
+    near: Sequence[Trial]
 
 
 class Counted(NamedTuple):
@@ -153,7 +197,7 @@ def settle(
     answer, by, reason, ref = proposal.answer, proposal.check, proposal.reason, None
     mark = REPEAT if earlier is not None else ""
     would: list[str] = []
-    banned = False
+    banned = breached = False
     trials: list[Trials] = []
     recalled: list[tuple[Heard, Recalled]] = []
     testing = forced is None and not passed_before and (answer is DUNNO or answer.strength != REFUSE)
@@ -172,8 +216,13 @@ def settle(
                 facts = state.remembered(opinion.recall.keys, now)
                 recalled.append((heard, opinion.recall.judge(request, now, facts)))
             continue
-        if opinion.quota is not None:
-            trials.append(_try(heard, opinion.quota, request, now, state, local_time, testing))
+        quota = opinion.quota
+        if quota is not None:
+            if quota.tiers is not None:
+                quota = quota._replace(
+                    limits=limits_of(quota, state.steering, state.account(quota.value), now)
+                )
+            trials.append(_try(heard, quota, request, now, state, local_time, testing))
         elif heard.mode != ENFORCE and opinion.answer is not DUNNO:
             would.append(_would(heard.check, opinion.answer))
 
@@ -195,7 +244,7 @@ def settle(
             if trial.heard.mode != ENFORCE:
                 would.append(_would(trial.heard.check, verdict))
             elif verdict.strength > answer.strength:
-                answer, by, reason = verdict, trial.heard.check, _reason(trial)
+                answer, by, reason, breached = verdict, trial.heard.check, _reason(trial), True
 
     if recalled and testing and not banned:
         for heard, outcome in recalled:
@@ -205,7 +254,7 @@ def settle(
             if heard.mode != ENFORCE:
                 would.append(_would(heard.check, said.answer))
             elif said.answer.strength > answer.strength:
-                answer, by, reason = said.answer, heard.check, said.reason
+                answer, by, reason, breached = said.answer, heard.check, said.reason, False
 
     told = proposal.heard
     if recalled:
@@ -215,6 +264,20 @@ def settle(
     if strength == HEADER:
         answer, by, reason = _first_new_header(request, told, state) or (DUNNO, by, reason)
         strength = answer.strength
+    watch = proposal.watch if request.login and not (passed_before or banned) else None
+    found = NOTHING
+    recipients: Sequence[str] = ()
+    if watch is not None:
+        recipients = recipients_of(request, state)
+        if forced is None and not _let_through(proposal.heard):
+            became = PASSED_ON if strength != REFUSE else BREACHED if breached else REFUSED_BY
+            refused_by = by if strength == REFUSE else ""
+            found = watch.look(
+                request, told, "" if reason == "failed" else became, refused_by, recipients, now, state
+            )
+            would += found.would
+            if found.answer is not None:
+                answer, by, reason, strength = found.answer, found.by, found.reason, REFUSE
     charges: dict[CounterKey, tuple[tuple[int, ...], int]] = {}
     standing = ""
     if strength == REFUSE:
@@ -249,11 +312,72 @@ def settle(
             state.charge(CounterKey(scope, value, unit), (), -amount, earlier.at)
     for key, (widths, amount) in charges.items():
         state.charge(key, widths, amount, now)
+    if testing and not banned:
+        _tell_of_quotas(trials, strength != REFUSE, request, state)
+    if watch is not None:
+        if found.suspension is not None and ref is not None:
+            watch.suspended(found, ref, request, now, state)
+        elif strength != REFUSE and request.stage == END_OF_MESSAGE:
+            watch.passed(request, recipients, now, state)
     for heard, outcome in recalled:
         if not banned and (strength != REFUSE or by == heard.check or heard.mode != ENFORCE):
             for fact_key, fact in outcome.remember.items():
                 state.remember(fact_key, fact)
     return settled
+
+
+def limits_of(quota: Quota, steering: Steering, account: Account, now: int) -> tuple[Limit, ...]:
+    """The limits of a quota: its own, else those of the account's tier with its own ones over them."""
+    tiers = quota.tiers
+    if tiers is None:
+        return quota.limits
+    return steering.limits_of(quota.value, tiers.limits_in(account.tier_of(tiers, now)), now)
+
+
+def recipients_of(request: Request, state: Siblings) -> Sequence[str]:
+    """The folded recipients of the mail as far as they are known: at its end those that passed at RCPT."""
+    if request.recipient or request.stage != END_OF_MESSAGE:
+        return (request.recipient_key,) if request.recipient else ()
+    newest = {s.recipient: s for s in state.siblings(request)}
+    passed = [parsed_address(s.recipient)[0] for s in newest.values() if s.verdict != REFUSED]
+    return list(dict.fromkeys(passed))
+
+
+def _let_through(heard: Sequence[Heard]) -> bool:
+    """Whether an allow ended the chain."""
+    if not heard:
+        return False
+    _, mode, opinion, _, _ = heard[-1]
+    return opinion is not None and opinion.final and mode == ENFORCE and opinion.answer is DUNNO
+
+
+def _tell_of_quotas(trials: Sequence[Trials], passed: bool, request: Request, state: State) -> None:
+    """Events of limits that are nearly used up, or are."""
+    for trial in trials:
+        if trial.heard.mode != ENFORCE:
+            continue
+        if passed:
+            for near in trial.near:
+                _tell_of_quota(f"quota-{NEAR}%", trial, near, near.used + near.amount, request, state)
+        elif trial.worst is not None:
+            _tell_of_quota("quota-100%", trial, trial.worst, trial.worst.used, request, state)
+
+
+def _tell_of_quota(
+    kind: str, trials: Trials, trial: Trial, used: int, request: Request, state: State
+) -> None:
+    limit = trial.limit
+    facts = {
+        "check": trials.heard.check,
+        "scope": trial.key.scope,
+        "used": used,
+        "limit": trial.allowed,
+        "unit": limit.unit,
+        "window": limit.window,
+        "client": request.client_address,
+        "sender": request.sender,
+    }
+    state.tell(kind, trial.key.value, facts, once=limit.window)
 
 
 def _would(check: str, answer: Answer) -> str:
@@ -338,6 +462,7 @@ def _try(
     """Test all limits of one quota check (with ``testing``), and say what it would count."""
     numbers: list[str] = []
     charges: list[tuple[CounterKey, tuple[int, ...], int]] = []
+    near: list[Trial] = []
     worst: Trial | None = None
     twice = True
     amounts = _amounts(request, quota, state)
@@ -368,8 +493,10 @@ def _try(
                 twice = twice and used + amount <= 2 * allowed
                 if worst is None or (amount > allowed and not worst.alone):
                     worst = Trial(limit, allowed, key, used, amount)
+            elif quota.counts and used * 100 < allowed * NEAR <= (used + amount) * 100:
+                near.append(Trial(limit, allowed, key, used, amount))
     answer = _breach(quota, worst, twice, now, state, local_time) if worst is not None else None
-    return _new(Trials, (heard, numbers, charges, worst, answer))
+    return _new(Trials, (heard, quota, numbers, charges, worst, answer, near))
 
 
 def _breach(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from policyd.engine import Rule
 from policyd.opinion import OFF
 from policyd.request import ASKED_BY_HAND, STAGES
+from policyd.watch import Watch
 
 #: Requests of a direction after which a stage that never came is missed.
 ENOUGH = 100
@@ -22,8 +23,14 @@ _WHERE = {
 class StageWatch:
     """Counts requests by direction and stage, for one set of rules."""
 
-    def __init__(self, rules: Iterable[Rule]) -> None:
-        self._rules = tuple(rule for rule in rules if rule.mode != OFF)
+    def __init__(self, rules: Iterable[Rule], watch: Watch | None = None) -> None:
+        self._needs = [
+            (f"check {rule.name}", rule.name, getattr(rule.check, "needs", {}))
+            for rule in rules
+            if rule.mode != OFF
+        ]
+        if watch is not None:
+            self._needs.append(("[[detect]]", "[[detect]]", watch.needs))
         self._told: set[tuple[str, str]] = set()
         #: Requests by (direction, stage), of the stages that Postfix knows.
         self.seen: dict[tuple[str, str], int] = {}
@@ -41,16 +48,16 @@ class StageWatch:
 
     def missing(self) -> Iterator[str]:
         """One line for each rule and stage that is missed, each only once."""
-        for rule in self._rules:
-            for direction, stages in getattr(rule.check, "needs", {}).items():
+        for what, name, needs in self._needs:
+            for direction, stages in needs.items():
                 total = sum(count for (known, _), count in self.seen.items() if known == direction)
                 if total < ENOUGH:
                     continue
                 for stage in sorted(stages):
-                    key = (rule.name, direction + stage)
+                    key = (name, direction + stage)
                     if (direction, stage) not in self.seen and key not in self._told:
                         self._told.add(key)
                         yield (
-                            f"stage-missing: check {rule.name} needs {stage}, and of {total} {direction} requests none "
+                            f"stage-missing: {what} needs {stage}, and of {total} {direction} requests none "
                             f"was; add check_policy_service to {_WHERE.get(stage, 'the restrictions')} of that service"
                         )

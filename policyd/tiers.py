@@ -10,12 +10,26 @@ from policyd.units import Limit
 
 
 @dataclass(frozen=True)
+class Promote:
+    """``promote`` of a tier: after a time of clean sending an account goes to another one."""
+
+    to: str
+    #: ms.
+    after: int
+    #: Messages that passed since it is in its tier.
+    min_messages: int = 10
+
+
+@dataclass(frozen=True)
 class Tier:
     """One ``[tier.NAME]``. ``members`` are folded logins, or ``@domain`` for all of a domain."""
 
     name: str
     limits: tuple[Limit, ...] = ()
     members: frozenset[str] = frozenset()
+    promote: Promote | None = None
+    #: Detectors that look at how much is sent find nothing.
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -24,6 +38,8 @@ class Tiers:
 
     default: str = ""
     all: Mapping[str, Tier] = field(default_factory=dict)
+    #: The tier of accounts that ``policyctl learn`` found in the logs; empty: the default one.
+    learned: str = ""
 
     def name_of(self, account: str) -> str:
         """The tier that the configuration puts ``account`` into: as a member itself, else by its domain, else the default."""
@@ -41,6 +57,10 @@ class Tiers:
         return by_domain
 
     def limits_of(self, account: str) -> tuple[Limit, ...]:
-        """The limits of the account's tier; none when there are no tiers."""
-        tier = self.all.get(self.name_of(account))
-        return tier.limits if tier else ()
+        """The limits of the tier that the configuration puts ``account`` into; none when there are no tiers."""
+        return self.limits_in(self.name_of(account))
+
+    def limits_in(self, name: str) -> tuple[Limit, ...]:
+        """The limits of the tier ``name``; none when there is none."""
+        tier = self.all.get(name)
+        return tier.limits if tier is not None else ()

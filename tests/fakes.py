@@ -8,10 +8,11 @@ import itertools
 import json
 import queue
 import sqlite3
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from policyd.accounts import Account
 from policyd.answer import Answer
 from policyd.checks import Context, allow, bans, quota
 from policyd.decision import Decision, Earlier, Operation, Settled
@@ -21,7 +22,7 @@ from policyd.match import NetworkSet, parse_network
 from policyd.opinion import CounterKey, Memory, MemoryKey, Opinion, Proposal
 from policyd.request import RCPT, Request, Site
 from policyd.settle import settle
-from policyd.steering import Entry, Grant, Steering
+from policyd.steering import Entry, Grant, Steering, Suspension
 from policyd.store.steering_sync import SteeringMirror
 from policyd.store.writer import Writer
 from policyd.units import HOUR, parse_limit
@@ -170,6 +171,10 @@ class FakeLedger:
         #: All that was counted, whatever the time.
         self.total: dict[CounterKey, int] = {}
         self.facts: dict[MemoryKey, Memory] = {}
+        self.accounts: dict[str, Account] = {}
+        self.met: dict[tuple[str, str], int] = {}
+        self.events: list[tuple[str, str, dict[str, Any]]] = []
+        self.history: list[tuple[str, str, str]] = []
         self._refs = 0
 
     def decide(
@@ -250,6 +255,30 @@ class FakeLedger:
     def next_ref(self) -> str:
         self._refs += 1
         return f"R{self._refs:04d}"
+
+    def account(self, user: str) -> Account:
+        return self.accounts.get(user) or Account(user)
+
+    def change(self, user: str) -> Account:
+        return self.accounts.setdefault(user, Account(user))
+
+    def strangers(self, user: str, recipients: Sequence[str]) -> list[str]:
+        return [recipient for recipient in recipients if (user, recipient) not in self.met]
+
+    def meet(self, user: str, recipients: Sequence[str], day: int) -> None:
+        self.met.update({(user, recipient): day for recipient in recipients})
+
+    def suspend(self, row: Suspension) -> None:
+        self.steering.put("suspension", row)
+
+    def tell(self, kind: str, subject: str, facts: Mapping[str, Any], once: int = 0) -> None:
+        self.events.append((kind, subject, dict(facts)))
+
+    def record(self, action: str, subject: str, detail: str) -> None:
+        self.history.append((action, subject, detail))
+
+    def next_id(self) -> int:
+        return len(self.rows) + 1
 
 
 def charged(rows: Iterable[tuple[Request, Settled]]) -> dict[CounterKey, int]:

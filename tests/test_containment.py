@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from policyd.store import instances as instances_module
 from policyd.store import sturdy as sturdy_module
 from policyd.store.connect import open_for_admin
 from policyd.wire import MAX_REQUEST
-from tests.fakes import Disk, Store, ask, ban_rule, engine, from_outside, quota_rule, says
+from tests.fakes import PATIENCE, Disk, Store, ask, ban_rule, engine, from_outside, quota_rule, says
 from tests.store.test_writer import ALICE, ban_alice, healed, locked
 
 
@@ -138,7 +139,8 @@ def test_a_removed_database_is_noticed_and_bans_stay(tmp_path: Path, monkeypatch
         # The file itself last: as soon as it is gone, others take the place of all three.
         for suffix in ("-wal", "-shm", ""):
             os.unlink(f"{path}{suffix}")
-        for _ in range(50):
+        until = time.monotonic() + PATIENCE
+        while not path.exists() and time.monotonic() < until:
             store.settled(from_outside())
         healed(store)
         assert store.settled(ask()).by == "bans"

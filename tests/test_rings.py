@@ -38,14 +38,24 @@ RINGS: dict[str, tuple[str, ...]] = {
         "policyd.condition",
         "policyd.greylisting",
         "policyd.accounts",
+        "policyd.sentence",
+        "policyd.suspending",
     ),
-    "rules": ("policyd.wire", "policyd.engine", "policyd.settle", "policyd.checks"),
+    "rules": (
+        "policyd.wire",
+        "policyd.engine",
+        "policyd.settle",
+        "policyd.checks",
+        "policyd.watch",
+        "policyd.detectors",
+    ),
     "outside": (
         "policyd.store",
         "policyd.config",
         "policyd.decisionlog",
         "policyd.messages",
         "policyd.dns",
+        "policyd.geo",
         "policyd.postfix",
     ),
     "assembly": (
@@ -72,15 +82,18 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 # Narrower than the ring: these modules may import only what is named (and their own package).
 NARROWER: dict[str, tuple[str, ...]] = {
     "policyd.checks": ("words",),
+    "policyd.detectors": ("words",),
     "policyd.wire": ("words",),
 }
 
 # Wider than the ring, each with its reason.
 WIDER: dict[str, tuple[str, ...]] = {
     # The writer runs settle's pure arithmetic inside its transaction.
-    "policyd.store": ("policyd.settle",),
-    # Each check owns the keys of its section; the configuration reads them.
-    "policyd.config": ("policyd.checks",),
+    "policyd.store": ("policyd.settle", "policyd.watch"),
+    # Each check owns the keys of its section, each detector its word in a sentence; the configuration reads them.
+    "policyd.config": ("policyd.checks", "policyd.detectors"),
+    # Whom a country is asked for, where no database is.
+    "policyd.geo": ("policyd.detectors",),
 }
 
 # Modules from elsewhere that only the named parts may import. Python's own library is otherwise free to all.
@@ -94,6 +107,7 @@ RESERVED: dict[str, tuple[str, ...]] = {
     "dns": ("outside",),
     "spf": ("outside",),
     "idna": ("words", "outside"),  # pure functions; without A-labels one domain has two spellings
+    "maxminddb": ("policyd.geo",),  # optional
     "tomllib": ("policyd.config", "policyd.cli"),
     # A rule has no socket, no thread and no process of its own.
     "socket": ("outside", "assembly"),

@@ -23,6 +23,7 @@ from policyd.opinion import Opinion
 from policyd.request import Request, Site
 from policyd.senderpolicy import NoSpf, SpfEvaluator
 from policyd.steering import Steering
+from policyd.suspending import Suspending
 from policyd.tiers import Tiers
 
 
@@ -39,6 +40,7 @@ class Context:
     resolver: Resolver = field(default_factory=NoResolver)
     blocklists: Blocklists = field(default_factory=NoBlocklists)
     spf: SpfEvaluator = field(default_factory=NoSpf)
+    suspending: Suspending = field(default_factory=Suspending)
 
 
 class Check(Protocol):

@@ -1,10 +1,11 @@
-"""Banned logins, senders, sender domains and clients are refused, at every stage.
+"""Banned logins, senders, sender domains and clients, and suspended logins, are refused, at every stage.
 
 Bans are set with ``policyctl ban user|sender|domain|client VALUE`` and hold from the next request on, also within a session that
 is open. The most specific one answers: the login, then the sender address, the sender domain or its nearest parent,
 the client address, the smallest network around it. A value in ``never`` holds off the bans of its own kind: a login that is
 never banned is still refused from a banned client, and who writes a sender that is never banned gains nothing else by it. A
-login's ban needs the login: nobody can use it against somebody from outside.
+login's ban needs the login: nobody can use it against somebody from outside. A login that a detector has suspended
+(``[[detect]]``, ``[suspend]``) is told the ``text`` of ``[suspend]``, until its time is over or ``policyctl release``.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Check:
     def __init__(self, options: Options, context: Context) -> None:
         self._options = options
         self._never = Never(options.never)
+        self._suspended = context.suspending.answer
         #: No ban now; to be asked again when the decision is settled.
         self._again = Opinion(standing=self)
 
@@ -67,16 +69,22 @@ class Check:
 
     def judge(self, request: Request, steering: Steering, now: int) -> Opinion | None:
         """The refusal when a ban is in force at ledger time ``now``."""
-        if not steering.bans.entries:
-            return None
-        ban = next(self.fitting(request, steering.bans, now), None)
+        ban = next(self.fitting(request, steering.bans, now), None) if steering.bans.entries else None
         if ban is None:
-            return None
+            return self._suspension(request, steering, now) if steering.suspensions else None
         kind = "login" if ban.kind == "user" else ban.kind
         text = fill(self._options.text, {"ref": "{ref}", "kind": kind})
         code = ("550 5.7.1 " if self._options.action == "reject" else "450 4.7.1 ").split(" ", 1)
         answer = make_answer(code[0], clip(code[1] + text))
         return Opinion(answer, f"banned {ban.kind} {escape(ban.value) or '<>'}", standing=self)
+
+    def _suspension(self, request: Request, steering: Steering, now: int) -> Opinion | None:
+        # A login only: who sends from an own network without one is nobody's account.
+        row = steering.suspension_of(request.login, now)
+        if row is None:
+            return None
+        began = f", ref {row.ref}" if row.ref else ""
+        return Opinion(self._suspended, f"suspended by {row.detector or row.author}{began}", standing=self)
 
     def fitting(self, request: Request, bans: Listing, now: int) -> Iterator[Entry]:
         """The bans in force that hold for ``request``, the one that answers first."""

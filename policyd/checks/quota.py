@@ -98,12 +98,16 @@ class Check:
         if not value:
             return None
         grants: dict[str, int] = {}
-        limits = self._options.limits
+        limits, tiers = self._options.limits, None
         if self._scope == "user":
             if not limits:
-                limits = steering.limits_of(value, self._tiers.limits_of(value), now)
+                if self._tiers.all:
+                    # Which tier it is in is known when it is decided.
+                    tiers = self._tiers
+                else:
+                    limits = steering.limits_of(value, (), now)
             grants = steering.granted(value, now)
-        if not limits:
+        if not limits and tiers is None:
             return None
         quota = _new(
             Quota,
@@ -116,6 +120,7 @@ class Check:
                 request.stage == self._counts_at,
                 self._options.on_breach,
                 self._options.text,
+                tiers,
             ),
         )
         return _new(Opinion, (DUNNO, "", False, quota, None, None, None))

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from policyd.accounts import Account
 from policyd.answer import escape
 from policyd.checks import allow, bans
 from policyd.cli.examples import SMALL, typical
@@ -19,7 +20,7 @@ from policyd.errors import ConfigError, UserError
 from policyd.inquiry import Inquiry
 from policyd.opinion import ENFORCE, OFF, CounterKey, Quota
 from policyd.request import END_OF_MESSAGE, Request
-from policyd.settle import NO_REF, settle
+from policyd.settle import NO_REF, limits_of, settle
 from policyd.steering import EVERY_CHECK, Entry, Steering
 from policyd.store import read
 from policyd.store.clock import LedgerClock, stored_base
@@ -122,8 +123,16 @@ class Offline:
                 continue
             opinion = finished(rule.check.check(request, self.now, self.steering, Inquiry()))
             if opinion is not None and opinion.quota is not None:
-                found += [self._used(rule.name, mode, opinion.quota, limit) for limit in opinion.quota.limits]
+                quota = opinion.quota
+                limits = limits_of(quota, self.steering, self.account(quota.value), self.now)
+                found += [self._used(rule.name, mode, quota, limit) for limit in limits]
         return found
+
+    def account(self, user: str) -> Account:
+        """What is known of the account; a new one when there is none."""
+        accounts = self._ledger.accounts
+        accounts.read(self.connection, [user], [])
+        return accounts.get(user)
 
     def _allowed(self, rule: Rule, request: Request) -> str:
         if not isinstance(rule.check, allow.Check):

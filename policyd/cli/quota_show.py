@@ -124,7 +124,7 @@ def quota_show(session: Session, user: str) -> None:
         request, _ = offline.typical(account)
         usages = offline.usage(request)
         times = Times(offline.now, Times.of(connection).ahead)
-        tier = session.config.tiers.name_of(account)
+        tier = offline.account(account).tier_of(session.config.tiers, offline.now)
         own, grants = steered(offline, account)
     if session.json:
         session.data(

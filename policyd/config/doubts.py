@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 from policyd.config.sections import CheckSection, Config
 from policyd.config.values import ANY
-from policyd.opinion import OFF
+from policyd.geo import trouble as country_trouble
+from policyd.opinion import ENFORCE, OFF
+from policyd.request import MX
 from policyd.senderpolicy import RESULTS
 
 #: Checks that have no finding.
@@ -29,9 +31,40 @@ def doubts(config: Config) -> list[str]:
         elif check.use == "greylist":
             texts += _of_greylist(check, checks[:at])
         found += [f"{check.place}: check {check.name!r}: {text}" for text in texts]
+    found += _of_detects(config, checks)
     if checks and not any(check.use == "bans" for check in checks):
         found.append(f'{config.path}: there is no check "bans", so policyctl ban has no effect; add it')
     return found
+
+
+def _of_detects(config: Config, checks: list[CheckSection]) -> Iterator[str]:
+    detects = [detect for detect in config.detects if detect.section.mode != OFF]
+    refusing = any(
+        check.use == "bans" and check.mode == ENFORCE and check.direction != MX for check in checks
+    )
+    for section, place in detects:
+        at = f"{place}: detector {section.name!r}: "
+        if section.then == "suspend" and section.mode == ENFORCE and not refusing:
+            yield (
+                at
+                + 'suspends, and no check "bans" that enforces for submission refuses who is suspended; add it'
+            )
+        if section.when.noun == "countries":
+            if not config.country_database:
+                yield (
+                    at
+                    + "finds nothing without [site] country_database; name a country database of MaxMind's format"
+                )
+            elif why := country_trouble(config.country_database):
+                yield at + f"finds nothing: {why}"
+        if section.when.noun == "listed clients" and not any(
+            check.use == "dnsbl" and check.direction != MX and check.options.lookup == "client"
+            for check in checks
+        ):
+            yield (
+                at
+                + 'finds nothing without a check "dnsbl" for submission that looks up clients; in shadow it refuses nobody'
+            )
 
 
 def _of_when(check: CheckSection, before: list[CheckSection]) -> Iterator[str]:

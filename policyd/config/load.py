@@ -11,7 +11,18 @@ from typing import Any
 
 from policyd.config.positions import Path
 from policyd.config.reader import key_of, keys_of, read_table, refuse_unknown
-from policyd.config.sections import SECTIONS, CheckCommon, CheckSection, Config, Listener, TierSection
+from policyd.config.sections import (
+    SECTIONS,
+    CheckCommon,
+    CheckSection,
+    Config,
+    Detection,
+    DetectSection,
+    Listener,
+    SuspendSection,
+    TierSection,
+    TiersSection,
+)
 from policyd.config.source import Document, read
 from policyd.config.values import ANY, NAME
 from policyd.errors import ConfigError
@@ -21,7 +32,9 @@ from policyd.steering import network_value
 from policyd.tiers import Tier, Tiers
 
 OptionsOf = Callable[[str], type[Any]]
-TOP = ("include", *SECTIONS, "tier", "check")
+#: The tier in which volume detectors are quiet unless it says otherwise.
+QUIET = "bulk"
+TOP = ("include", *SECTIONS, "tier", "check", "detect")
 
 
 def load(path: str | os.PathLike[str], options_of: OptionsOf) -> Config:
@@ -64,8 +77,10 @@ class _Assembly:
         site = sections["site"].site() if sections["site"] else Site()
         if sections["server"]:
             self._agree_on_listeners(sections["server"].listen)
-        tiers = self._tiers(sections["tiers"].default if sections["tiers"] else "", site)
+        tiers = self._tiers(sections["tiers"] or TiersSection(), site)
         checks = self._checks(homes)
+        detects = self._detects(homes, checks)
+        suspend = sections["suspend"] or SuspendSection()
         if document.problems and not self._partial:
             return None
         return Config(
@@ -78,7 +93,11 @@ class _Assembly:
             sections["dns"],
             tiers,
             checks,
-            "" if document.problems else policy_version(site, tiers, checks),
+            detects,
+            suspend,
+            suspend.suspending(lambda member: _account(site, member)),
+            sections["site"].country_database if sections["site"] else "",
+            "" if document.problems else policy_version(site, tiers, checks, detects, suspend),
         )
 
     def _table(self, path: Path, value: Any, written: str) -> dict[str, Any] | None:
@@ -132,7 +151,7 @@ class _Assembly:
                     f"the label {listener.label!r} is that of listen[{first + 1}] too; give another label",
                 )
 
-    def _tiers(self, default: str, site: Site) -> Tiers:
+    def _tiers(self, named: TiersSection, site: Site) -> Tiers:
         document = self._document
         tables = self._table(("tier",), document.data.get("tier", {}), "[tier.NAME]") or {}
         tiers: dict[str, Tier] = {}
@@ -163,9 +182,31 @@ class _Assembly:
                         f"{member} is a member of tier {members[member]} too; remove one of them",
                     )
                 members[member] = name
-            tiers[name] = Tier(name, section.limits, own)
-        self._agree_on_default(default, tiers)
-        return Tiers(default, tiers)
+            quiet = section.quiet if "quiet" in table else name == QUIET
+            tiers[name] = Tier(name, section.limits, own, section.promote, quiet)
+        self._agree_on_default(named.default, tiers)
+        self._agree_on_tiers(named.learned, tiers)
+        return Tiers(named.default, tiers, named.learned)
+
+    def _agree_on_tiers(self, learned: str, tiers: Mapping[str, Tier]) -> None:
+        """What leads to a tier names one that there is, and promotion comes to an end."""
+        document, names = self._document, ", ".join(tiers) or "none; add [tier.NAME]"
+        if not self._whole:
+            return
+        if learned and learned not in tiers:
+            document.complain(("tiers", "learned"), f"there is no tier {learned!r}; the tiers are {names}")
+        for tier in tiers.values():
+            seen, there = {tier.name}, tier.promote
+            if there is not None and there.to not in tiers:
+                text = f"there is no tier {there.to!r}; the tiers are {names}"
+                document.complain(("tier", tier.name, "promote"), text)
+            while there is not None and there.to in tiers:
+                if there.to in seen:
+                    text = f"leads in a circle by {there.to!r}; promote to a tier that does not lead back"
+                    document.complain(("tier", tier.name, "promote"), text)
+                    break
+                seen.add(there.to)
+                there = tiers[there.to].promote
 
     def _agree_on_default(self, default: str, tiers: Mapping[str, Tier]) -> None:
         document = self._document
@@ -204,6 +245,31 @@ class _Assembly:
             self._agree_on_findings(path, check, checks, tables[:index])
             checks.append(check)
         return tuple(checks)
+
+    def _detects(self, homes: Mapping[str, str], checks: tuple[CheckSection, ...]) -> tuple[Detection, ...]:
+        document = self._document
+        tables = document.data.get("detect", [])
+        if not isinstance(tables, list):
+            document.complain(("detect",), "must be written with two brackets, [[detect]]")
+            return ()
+        detects: list[Detection] = []
+        places = {check.name: f"the check at {check.place}" for check in checks}
+        for index, table in enumerate(tables):
+            path = ("detect", index)
+            if not isinstance(table, dict):
+                document.complain(path, "must be a table; write [[detect]] on a line of its own")
+                continue
+            refuse_unknown(document, path, table, keys_of(DetectSection), homes)
+            section = read_table(document, DetectSection, path, table)
+            if section is None:
+                continue
+            if section.name in places:
+                text = f"has the name of {places[section.name]}; give one of them another name"
+                document.complain((*path, "name"), text)
+            place = document.place(path)
+            places.setdefault(section.name, f"the detector at {place}")
+            detects.append(Detection(section, place))
+        return tuple(detects)
 
     def _agree_on_findings(
         self, path: Path, check: CheckSection, before: list[CheckSection], written: list[Any]
@@ -295,9 +361,15 @@ def _account(site: Site, member: str) -> str:
     return member if "@" in member or member.startswith(("cert:", "client:")) else site.login(member)
 
 
-def policy_version(site: Site, tiers: Tiers, checks: Iterable[CheckSection]) -> str:
+def policy_version(
+    site: Site,
+    tiers: Tiers,
+    checks: Iterable[CheckSection],
+    detects: Iterable[Detection] = (),
+    suspend: SuspendSection | None = None,
+) -> str:
     """Eight hex digits that change when, and only when, what decides changes."""
-    policy = {
+    policy: dict[str, Any] = {
         "site": _normal(site),
         "tiers": [tiers.default, {name: _normal(tier) for name, tier in tiers.all.items()}],
         "checks": [
@@ -308,6 +380,8 @@ def policy_version(site: Site, tiers: Tiers, checks: Iterable[CheckSection]) -> 
             for check in checks
         ],
     }
+    if watched := [_normal(detect.section) for detect in detects]:
+        policy |= {"detects": watched, "suspend": _normal(suspend or SuspendSection())}
     text = json.dumps(policy, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

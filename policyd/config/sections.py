@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from policyd.condition import Condition
 from policyd.config import values
@@ -17,8 +17,23 @@ from policyd.config.values import ANY, split_inet
 from policyd.match import NetworkSet, parse_address
 from policyd.opinion import ENFORCE, OFF, SHADOW
 from policyd.request import MX, SUBMISSION, Site
-from policyd.settings import limit, list_of, networks, one_of, set_of, setting, size, string, whole
-from policyd.tiers import Tiers
+from policyd.sentence import Sentence
+from policyd.settings import (
+    boolean,
+    duration,
+    limit,
+    list_of,
+    networks,
+    one_of,
+    set_of,
+    setting,
+    size,
+    string,
+    template,
+    whole,
+)
+from policyd.suspending import Suspending
+from policyd.tiers import Promote, Tiers
 from policyd.units import DAY, SECOND, Limit
 
 
@@ -52,6 +67,12 @@ class SiteSection:
         set_of(values.label),
         frozenset({SUBMISSION}),
         help="Values of Postfix's policy_context that mean submission.",
+    )
+
+    country_database: str = setting(
+        values.file_or_none,
+        "",
+        help="A country database of MaxMind's format, for detectors of countries; empty: none.",
     )
 
     def site(self) -> Site:
@@ -228,6 +249,11 @@ class TiersSection:
         "",
         help="Tier of the accounts that no tier names; required once there are tiers, empty: such accounts have no limits.",
     )
+    learned: str = setting(
+        lambda value: "" if value == "" else values.name(value),
+        "",
+        help="Tier of the accounts that policyctl learn found in the logs; empty: the default one.",
+    )
 
 
 @dataclass(frozen=True)
@@ -240,6 +266,69 @@ class TierSection:
     members: frozenset[str] = setting(
         set_of(values.member), frozenset(), help="Logins in this tier, or @domain for all of a domain."
     )
+
+    promote: Promote | None = setting(  # noqa: RUF009, a field like all others
+        values.promote,
+        None,
+        help='Clean sending leads to another tier: { to = "NAME", after = "14d", min_messages = 10 }.',
+    )
+    quiet: bool = setting(
+        boolean,
+        False,
+        help="Detectors of how much is sent find nothing in this tier; without the key so in a tier named bulk.",
+    )
+
+
+@dataclass(frozen=True)
+class DetectSection:
+    """One ``[[detect]]``."""
+
+    name: str = setting(values.name, help="The name in logs, in alerts and for policyctl check.")
+    when: Sentence = setting(  # noqa: RUF009, a field like all others
+        values.sentence, help='What is looked for, as "more than 8 client networks per user in 10m".'
+    )
+    then: str = setting(one_of("suspend", "alert"), "alert", help="Suspend the account, or alert the admin.")
+    mode: str = setting(
+        one_of(ENFORCE, SHADOW, OFF), ENFORCE, help="enforce; shadow: record what it would do; off."
+    )
+    except_networks: NetworkSet = field(
+        default_factory=NetworkSet,
+        metadata=_networks("Client networks that never count for it; the site's own never do."),
+    )
+
+
+class Detection(NamedTuple):
+    """One ``[[detect]]`` and where it stands, ``FILE:LINE``."""
+
+    section: DetectSection
+    place: str
+
+
+@dataclass(frozen=True)
+class SuspendSection:
+    """``[suspend]``: how long, and who never is. Times are in ms."""
+
+    ladder: tuple[int, ...] = setting(
+        values.ladder,
+        Suspending.ladder,
+        help='How long each suspension lasts while the ones before are remembered; "permanent": until it is released.',
+    )
+    forget_after: int = setting(
+        duration,
+        Suspending.forget_after,
+        help="After this time a suspension no longer makes the next one longer.",
+    )
+    never: frozenset[str] = setting(
+        set_of(values.member),
+        frozenset(),
+        help="Logins, or @domain for all of a domain, that are alerted about and never suspended.",
+    )
+    text: str = setting(template("ref"), Suspending.text, help="What a suspended login is told.")
+
+    def suspending(self, account: Callable[[str], str]) -> Suspending:
+        """The same for the watch; ``account`` gives the account that a member means."""
+        never = frozenset(m.removeprefix("@") if m.startswith("@") else account(m) for m in self.never)
+        return Suspending(self.ladder, self.forget_after, never, self.text)
 
 
 @dataclass(frozen=True)
@@ -298,6 +387,11 @@ class Config:
     dns: Dns
     tiers: Tiers
     checks: tuple[CheckSection, ...]
+    detects: tuple[Detection, ...]
+    suspend: SuspendSection
+    suspending: Suspending
+    #: ``[site] country_database``.
+    country_database: str
     #: Eight hex digits: a digest of what decides (site, tiers, checks), however it is written.
     policy_version: str
 
@@ -311,4 +405,5 @@ SECTIONS: dict[str, type[Any]] = {
     "keep": Keep,
     "dns": Dns,
     "tiers": TiersSection,
+    "suspend": SuspendSection,
 }

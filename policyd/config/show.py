@@ -14,6 +14,7 @@ from policyd.config.sections import (
     CheckCommon,
     CheckSection,
     Config,
+    DetectSection,
     Fail,
     Listener,
     SiteSection,
@@ -30,7 +31,13 @@ from policyd.units import Limit
 def show(config: Config) -> str:
     """The effective configuration, defaults included, as TOML that loads to the same."""
     site = config.site
-    site_section = SiteSection(site.domains, site.networks, site.default_domain, site.submission_contexts)
+    site_section = SiteSection(
+        site.domains,
+        site.networks,
+        site.default_domain,
+        site.submission_contexts,
+        config.country_database,
+    )
     sections = [config.server, config.store, config.log, config.keep, config.dns]
     lines = [
         f"# The effective configuration of {json.dumps(config.path)}, policy {config.policy_version}.",
@@ -39,11 +46,17 @@ def show(config: Config) -> str:
     for name, section in zip(list(SECTIONS)[1:6], sections, strict=True):
         lines += _section(name, section)
     if config.tiers.all or config.tiers.default:
-        lines += _section("tiers", TiersSection(config.tiers.default))
+        lines += _section("tiers", TiersSection(config.tiers.default, config.tiers.learned))
     for tier in config.tiers.all.values():
-        lines += _section(f"tier.{tier.name}", TierSection(tier.limits, tier.members))
+        lines += _section(
+            f"tier.{tier.name}", TierSection(tier.limits, tier.members, tier.promote, tier.quiet)
+        )
     for check in config.checks:
         lines += _check(check)
+    if config.detects:
+        lines += _section("suspend", config.suspend)
+    for detect in config.detects:
+        lines += ["", "[[detect]]", *_section("", detect.section)[2:]]
     return "\n".join(lines) + "\n"
 
 
@@ -56,7 +69,7 @@ def documented_keys(
         classes.append((name, section))
         if name == "server":
             classes += [("server.listen", Listener), ("server.fail", Fail)]
-    classes += [("tier.NAME", TierSection), ("check", CheckCommon)]
+    classes += [("tier.NAME", TierSection), ("check", CheckCommon), ("detect", DetectSection)]
     classes += [(f"check {use}", options_of(use)) for use in check_names]
     rows = [
         (
@@ -127,6 +140,8 @@ def toml(value: Any) -> str:
     if isinstance(value, tuple | list):
         return _list([toml(member) for member in value])
     if isinstance(value, Mapping):
+        if not value:
+            return "{}"
         return "{ " + ", ".join(f"{_key(str(key))} = {toml(member)}" for key, member in value.items()) + " }"
     isoformat = getattr(value, "isoformat", None)
     return str(isoformat()) if isoformat else toml(str(value))

@@ -11,11 +11,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from policyd import detectors
 from policyd.condition import Condition, parse_condition
 from policyd.dns.nameservers import parse_nameserver, write_nameserver
 from policyd.match import address_key, domain_key, fold
 from policyd.request import MX, SUBMISSION
+from policyd.sentence import DISTINCT, Sentence, parse_sentence
 from policyd.settings import Reader, duration, list_of, one_of, size, string, whole
+from policyd.suspending import PERMANENT
+from policyd.tiers import Promote
 from policyd.units import DAY, HOUR, SECOND, format_duration
 
 ANY = "any"
@@ -235,6 +239,51 @@ def member(value: Any) -> str:
     return address_key(text)
 
 
+def file_or_none(value: Any) -> str:
+    """An absolute path of a file, or nothing."""
+    return _file(string(value)) if value != "" else ""
+
+
+def sentence(value: Any) -> Sentence:
+    """``when`` of a detector."""
+    read = parse_sentence(string(value))
+    if read.kind == DISTINCT and read.noun not in detectors.names():
+        raise ValueError(f"policyd cannot count {read.noun!r}; it counts {', '.join(detectors.names())}")
+    return read
+
+
+def promote(value: Any) -> Promote | None:
+    """``promote`` of a tier; ``{}`` for none."""
+    if value == {}:
+        return None
+    known = {"to", "after", "min_messages"}
+    if not isinstance(value, dict) or not {"to", "after"} <= value.keys() or value.keys() - known:
+        raise ValueError('must be a table { to = "NAME", after = "14d", min_messages = 10 }')
+    after = duration(value["after"])
+    if not after:
+        raise ValueError("after must be longer than nothing")
+    return Promote(name(value["to"]), after, whole(value.get("min_messages", Promote.min_messages)))
+
+
+def _promote_text(value: Promote | None) -> dict[str, Any]:
+    if value is None:
+        return {}
+    return {"to": value.to, "after": format_duration(value.after), "min_messages": value.min_messages}
+
+
+def ladder(value: Any) -> tuple[int, ...]:
+    """The steps of ``[suspend] ladder`` in ms; ``permanent``, which stands last, is 0."""
+    if not isinstance(value, list) or not value:
+        raise ValueError('must be a list of at least one step, such as ["1h", "24h", "permanent"]')
+    steps = tuple(PERMANENT if step == "permanent" else duration(step) for step in value)
+    timed = steps[:-1] if value[-1] == "permanent" else steps
+    if not all(timed) or list(timed) != sorted(timed):
+        raise ValueError(
+            'each step is longer than nothing and than the one before, and "permanent" stands last'
+        )
+    return steps
+
+
 def size_text(value: int) -> str:
     """The shortest exact text of a size."""
     for name, factor in (("GB", 1000**3), ("MB", 1000**2), ("KB", 1000)):
@@ -244,7 +293,7 @@ def size_text(value: int) -> str:
 
 
 #: How a value is written back, where its type alone does not tell.
-WRITERS: dict[Reader, Callable[[Any], str]] = {
+WRITERS: dict[Reader, Callable[[Any], Any]] = {
     duration: format_duration,
     deadline: format_duration,
     retention: format_duration,
@@ -252,6 +301,9 @@ WRITERS: dict[Reader, Callable[[Any], str]] = {
     cache_size: size_text,
     size: size_text,
     mode: lambda value: f"{value:04o}",
+    sentence: str,
+    promote: _promote_text,
+    ladder: lambda value: [format_duration(step) if step else "permanent" for step in value],
     store_path: lambda value: f"sqlite://{value}" if value.startswith("/") else f"sqlite:{value}",
     listener_direction: lambda value: value or ANY,
 }

@@ -14,6 +14,8 @@ that succeeds writes the backlog on top of what the table says then, so nothing 
 from __future__ import annotations
 
 import contextlib
+import enum
+import json
 import logging
 import secrets
 import sqlite3
@@ -21,18 +23,22 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
+from policyd.accounts import Account
 from policyd.answer import Answer
 from policyd.decision import MEMORY, REFUSED, Decision, Earlier, Operation, Settled
 from policyd.opinion import CounterKey, Memory, MemoryKey, Proposal
-from policyd.request import RCPT, Request
-from policyd.steering import Steering
+from policyd.request import END_OF_MESSAGE, RCPT, Request
+from policyd.settle import limits_of, recipients_of
+from policyd.steering import Steering, Suspension
 from policyd.store import partitions
+from policyd.store.accounts import Accounts, Layer, Pair
 from policyd.store.clock import LedgerClock, wall
 from policyd.store.instances import IDENTITY, Instances, earlier_of
 from policyd.store.memory import Facts, Memories
 from policyd.store.statements import chunked, flat, insert_decisions, select_counters, upsert_counters
 from policyd.store.steering_sync import SteeringMirror
 from policyd.units import Limit
+from policyd.watch import AUTHOR
 from policyd.window import Counter
 
 log = logging.getLogger("policyd.store")
@@ -41,6 +47,10 @@ log = logging.getLogger("policyd.store")
 _new = tuple.__new__
 #: Counters kept in memory.
 CACHED = 8_000
+#: Events of which it is known when they were told last.
+TOLD = 10_000
+#: Once a request's account is read, its limits and recipients are known, and then what they need.
+MOST_READS = 4
 
 _REF_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32: no I, L, O, U
 _REF_SPACE = 32**5
@@ -70,12 +80,34 @@ class Charge(NamedTuple):
     at: int
 
 
+class Notes:
+    """Rows that are only added: suspensions, events, history."""
+
+    __slots__ = ("events", "history", "suspensions")
+
+    def __init__(self) -> None:
+        self.suspensions: list[Suspension] = []
+        self.events: list[tuple[Any, ...]] = []
+        self.history: list[tuple[Any, ...]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.events or self.history or self.suspensions)
+
+    def take(self, other: Notes) -> None:
+        """Add what ``other`` has."""
+        self.suspensions += other.suspensions
+        self.events += other.events
+        self.history += other.history
+
+
 class Batch(NamedTuple):
     """What a batch of operations came to: a decision each (``None``: it failed), what was counted and is remembered."""
 
     decisions: list[Decision | None]
     charges: list[Charge]
     facts: Facts
+    accounts: Layer
+    notes: Notes
 
 
 class Unread(NamedTuple):
@@ -84,6 +116,18 @@ class Unread(NamedTuple):
     counters: set[CounterKey]
     instances: list[str]
     facts: set[MemoryKey]
+    accounts: set[str]
+    pairs: set[Pair]
+
+
+class Stage(enum.Enum):
+    """What became of operations that were to be staged."""
+
+    STAGED = enum.auto()
+    #: Something has to be read first.
+    UNREAD = enum.auto()
+    #: They need a transaction of their own.
+    ALONE = enum.auto()
 
 
 class Staged:
@@ -95,7 +139,7 @@ class Staged:
         #: Of the steering data that it was decided with.
         self.generation = 0
         self.operations: list[Operation] = []
-        self.batch = Batch([], [], {})
+        self.batch = Batch([], [], {}, Layer(), Notes())
         self.rows: list[tuple[str | int | None, ...]] = []
         #: The row of each counter that changed, by its key.
         self.counters: dict[tuple[str, ...], tuple[Any, ...]] = {}
@@ -137,6 +181,7 @@ class Ledger:
         self.clock = clock
         self.mirror = SteeringMirror(connection)
         self.memories = Memories()
+        self.accounts = Accounts()
         self.backlog = self._empty_backlog()
         self._settle = settle
         self._stopwatch = stopwatch
@@ -144,6 +189,9 @@ class Ledger:
         self._counters: dict[CounterKey, Counter] = {}
         self._dirty: set[CounterKey] = set()
         self._charges: list[Charge] = []
+        self._notes = Notes()
+        #: When an event was told last, by kind and subject; ledger time.
+        self._told: dict[tuple[str, str], int] = {}
         self.instances = Instances()
         self._readable = True
         #: Whether a batch is decided with what is in memory; ``None`` once that is not enough.
@@ -167,7 +215,7 @@ class Ledger:
         self.partitions = known
 
     def _empty_backlog(self) -> Batch:
-        return Batch([], [], self.memories.unwritten)
+        return Batch([], [], self.memories.unwritten, self.accounts.unwritten, Notes())
 
     def reopened(self, connection: sqlite3.Connection) -> None:
         """Go on with another connection, perhaps to another file; what is in memory and unwritten stays."""
@@ -179,6 +227,9 @@ class Ledger:
             self._renumber()
             self._replay(self.backlog.charges)
             self.memories.reopened()
+            self.accounts.forget()
+            for row in self.backlog.notes.suspensions:
+                self.steering.put("suspension", row)
         except BaseException:
             self.connection = self.mirror.connection = before
             self._counters = kept
@@ -203,19 +254,25 @@ class Ledger:
         self.connection = self.mirror.connection = connection
         self._load()
         self.memories.reopened()
+        known = self.accounts.known()
         decisions, counters = self.backlog.decisions, self._counters
         self.begin()
         try:
-            self._write(*self._prepare(decisions, counters), self.backlog.facts)
+            self._write(*self._prepare(decisions, counters), self.backlog.facts, known, self.backlog.notes)
             self.connection.execute("COMMIT")
         except sqlite3.Error:
             self.rollback()
             self.partitions = []
             raise
         self.memories.written(self.backlog.facts)
-        self.backlog = self._empty_backlog()
+        self.accounts.written(known)
+        self._backlog_written()
         self._dirty.clear()
         self.trim()
+
+    def _backlog_written(self) -> None:
+        self.accounts.unwritten.clear()
+        self.backlog = self._empty_backlog()
 
     @property
     def steering(self) -> Steering:
@@ -239,25 +296,32 @@ class Ledger:
         batch = self.decide(operations)
         try:
             with self._undone_if_it_fails(batch):
-                self._write(*self._prepare(batch.decisions, self._dirty), batch.facts)
+                self._write(
+                    *self._prepare(batch.decisions, self._dirty), batch.facts, batch.accounts, batch.notes
+                )
+                generation = self.mirror.current_generation() if batch.notes.suspensions else 0
                 self.connection.execute("COMMIT")
         except NotWritten:
             raise
         except BaseException:
             self.forget_decisions(batch)
             raise
+        if generation:
+            # The only ones who wrote were we, and the steering data in memory say it already.
+            self.steering.generation = generation
         self._dirty.clear()
         self.memories.written(batch.facts)
+        self.accounts.written(batch.accounts)
         self.trim()
         return batch
 
-    def stage(self, operations: Sequence[Operation], staged: Staged) -> bool:
-        """Decide with what is in memory and add it to ``staged``; if that is not enough nothing has happened.
+    def stage(self, operations: Sequence[Operation], staged: Staged) -> Stage:
+        """Decide with what is in memory and add it to ``staged``; if that cannot be nothing has happened.
 
         Touches no database.
         """
         if any(self._unread(operations)):
-            return False
+            return Stage.UNREAD
         if not staged.operations:
             staged.generation = self.steering.generation
         self._staging = True
@@ -266,7 +330,7 @@ class Ledger:
         try:
             if not known:
                 self._undo(batch)
-                return False
+                return Stage.ALONE
             rows, counters = self._prepare(batch.decisions, self._dirty)
         except BaseException:
             self._undo(batch)
@@ -277,21 +341,21 @@ class Ledger:
         staged.batch.decisions.extend(batch.decisions)
         staged.batch.charges.extend(batch.charges)
         self.memories.pile(batch.facts, staged.batch.facts)
+        self.accounts.pile(batch.accounts, staged.batch.accounts)
+        staged.batch.notes.take(batch.notes)
         staged.rows += rows
         for row in counters:
             staged.counters[row[:3]] = row
         self.instances.trim(self.clock.now(), len(staged.operations))
-        return True
+        return Stage.STAGED
 
     def read(self, operations: Sequence[Operation], staged: Staged) -> bool:
         """Read what :meth:`stage` misses for these; whether there was anything to read.
 
         :raises sqlite3.Error: nothing was learnt.
         """
-        unread = self._unread(operations)
         self.trim(staged.counters)
-        self._read_these(unread)
-        return any(unread)
+        return self._read(operations)
 
     def write(self, staged: Staged) -> bool:
         """Write and commit what was staged, unless the admin has changed something since.
@@ -306,9 +370,11 @@ class Ledger:
             if self.mirror.current_generation() != staged.generation:
                 self.rollback()
                 return False
-            self._write(staged.rows, list(staged.counters.values()), staged.batch.facts)
+            batch = staged.batch
+            self._write(staged.rows, list(staged.counters.values()), batch.facts, batch.accounts, batch.notes)
             self.connection.execute("COMMIT")
         self.memories.written(staged.batch.facts)
+        self.accounts.written(staged.batch.accounts)
         return True
 
     def undo(self, staged: Staged) -> None:
@@ -343,6 +409,11 @@ class Ledger:
             if decision is not None:
                 self.instances.forget(decision)
         batch.facts.clear()
+        batch.accounts.clear()
+        for row in batch.notes.suspensions:
+            self.steering.drop("suspension", (row.user,))
+        for _, _, kind, subject, *_ in batch.notes.events:
+            self._told.pop((kind, subject), None)
 
     def run_in_memory(self, operations: Sequence[Operation]) -> Batch:
         """Decide without the disk, as far as it can be read; the caller keeps the batch in the backlog."""
@@ -353,6 +424,7 @@ class Ledger:
             # What cannot be read counts as empty; what is not known cannot refuse.
             self._readable = False
             self.instances.unreadable(operation.request for operation in operations)
+            self.accounts.unreadable(self._accounts_of(operations))
         try:
             return self.decide(operations, MEMORY)
         finally:
@@ -386,6 +458,8 @@ class Ledger:
         self.backlog.charges.extend(charge for charge in batch.charges if _bindable(charge.key))
         self._dirty.clear()
         self.memories.keep(batch.facts)
+        self.accounts.keep(batch.accounts)
+        self.backlog.notes.take(batch.notes)
 
     def _bound(self) -> None:
         """Keep memory within its bounds while nothing can be written."""
@@ -406,6 +480,8 @@ class Ledger:
             self._write(
                 *self._prepare(self.backlog.decisions, {charge.key for charge in self.backlog.charges}),
                 self.backlog.facts,
+                self.accounts.unwritten,
+                self.backlog.notes,
             )
             self.connection.execute("COMMIT")
         except sqlite3.Error:
@@ -413,7 +489,8 @@ class Ledger:
             self._counters, self.partitions = kept, before
             raise
         self.memories.written(self.backlog.facts)
-        self.backlog = self._empty_backlog()
+        self.accounts.written(self.accounts.unwritten)
+        self._backlog_written()
         self._dirty.clear()
         self.trim()
 
@@ -437,6 +514,7 @@ class Ledger:
         self._forget(self.mirror.refresh())
         if self.steering.generation != generation:
             self.memories.changed()
+            self.accounts.forget(self.mirror.changed_accounts)
 
     def rollback(self) -> None:
         """End a transaction that failed; SQLite may have ended it already."""
@@ -448,6 +526,7 @@ class Ledger:
         """After a failure: no transaction stays open, and what is cached is what the table says."""
         self.rollback()
         self.memories.recover()
+        self.accounts.recover()
         with contextlib.suppress(sqlite3.Error):
             self.forget_counters()
 
@@ -459,7 +538,7 @@ class Ledger:
 
     def decide(self, operations: Sequence[Operation], mark: str = "") -> Batch:
         """Settle each operation in memory, in order; an operation that fails does not fail its neighbours."""
-        self._charges = []
+        self._charges, self._notes = [], Notes()
         decisions: list[Decision | None] = []
         # One stamp for the batch: what is decided together is decided at the same moment.
         now, wall_now, stopped = self.clock.now(), wall(), self._stopwatch()
@@ -484,7 +563,7 @@ class Ledger:
             decisions.append(decision)
             if request.instance:
                 self.instances.add(decision)
-        return Batch(decisions, self._charges, self.memories.decided())
+        return Batch(decisions, self._charges, self.memories.decided(), self.accounts.decided(), self._notes)
 
     def trim(self, but: Container[tuple[str, ...]] = ()) -> None:
         """Bring the caches within their bounds.
@@ -493,6 +572,7 @@ class Ledger:
         """
         self.instances.trim(self.clock.now(), len(self.backlog.decisions))
         self.memories.trim()
+        self.accounts.trim()
         excess = len(self._counters) - CACHED
         if excess > 0:
             for key in list(self._counters)[: excess + CACHED // 8]:
@@ -542,14 +622,67 @@ class Ledger:
         self._ref_seq += 1
         return reference(self._ref_seq)
 
+    def account(self, user: str) -> Account:
+        """See :class:`policyd.settle.State`."""
+        return self.accounts.get(user)
+
+    def change(self, user: str) -> Account:
+        """See :class:`policyd.settle.State`."""
+        return self.accounts.change(user)
+
+    def strangers(self, user: str, recipients: Sequence[str]) -> list[str]:
+        """See :class:`policyd.settle.State`."""
+        return self.accounts.strangers(user, recipients)
+
+    def meet(self, user: str, recipients: Sequence[str], day: int) -> None:
+        """See :class:`policyd.settle.State`."""
+        self.accounts.meet(user, recipients, day)
+
+    def suspend(self, row: Suspension) -> None:
+        """See :class:`policyd.settle.State`."""
+        if self._staging is not False:
+            # It changes the steering data, which is done in a transaction of its own.
+            self._staging = None
+            return
+        self.steering.put("suspension", row)
+        self._notes.suspensions.append(row)
+
+    def tell(self, kind: str, subject: str, facts: Mapping[str, Any], once: int = 0) -> None:
+        """See :class:`policyd.settle.State`."""
+        now, key = self.clock.now(), (kind, subject)
+        if once:
+            if now - self._told.get(key, now - once - 1) <= once:
+                return
+            if len(self._told) >= TOLD:
+                del self._told[next(iter(self._told))]
+        self._told[key] = now
+        text = json.dumps(facts, ensure_ascii=False)
+        self._notes.events.append((now, wall(), kind, subject, 0, text))
+
+    def record(self, action: str, subject: str, detail: str) -> None:
+        """See :class:`policyd.settle.State`."""
+        self._notes.history.append((self.clock.now(), wall(), AUTHOR, action, subject, detail, ""))
+
+    def next_id(self) -> int:
+        """See :class:`policyd.settle.State`."""
+        return self._last_id + 1
+
     # --- reading and writing in bulk ---------------------------------------------------------------------------------
 
     def _forget(self, counters: Iterable[CounterKey]) -> None:
         for key in counters:
             self._counters.pop(key, None)
 
-    def _read(self, operations: Sequence[Operation]) -> None:
-        self._read_these(self._unread(operations))
+    def _read(self, operations: Sequence[Operation]) -> bool:
+        """Read what is missing for these; whether anything was. What is read may show that more is missing."""
+        was_missing = False
+        for _ in range(MOST_READS):
+            unread = self._unread(operations)
+            if not any(unread):
+                break
+            was_missing = True
+            self._read_these(unread)
+        return was_missing
 
     def _read_these(self, unread: Unread) -> None:
         if unread.counters:
@@ -559,13 +692,19 @@ class Ledger:
             self.instances.read(self.connection, self.partitions, unread.instances, since)
         if unread.facts:
             self.memories.read(self.connection, unread.facts)
+        if unread.accounts or unread.pairs:
+            self.accounts.read(self.connection, unread.accounts, unread.pairs)
 
     def _unread(self, operations: Sequence[Operation]) -> Unread:
         keys: set[CounterKey] = set()
         facts: list[MemoryKey] = []
-        counters = self._counters
+        users: set[str] = set()
+        pairs: set[Pair] = set()
+        counters, accounts = self._counters, self.accounts
+        instances = self.instances.unread(operation.request for operation in operations)
         for operation in operations:
-            for heard in operation.proposal.heard:
+            request, proposal = operation.request, operation.proposal
+            for heard in proposal.heard:
                 opinion = heard.opinion
                 if opinion is None:
                     continue
@@ -574,12 +713,26 @@ class Ledger:
                     if opinion.recall is not None:
                         facts += opinion.recall.keys
                     continue
-                for unit in counted_units(quota.limits, quota.external is not None):
+                limits = quota.limits
+                if quota.tiers is not None:
+                    if not accounts.knows(quota.value):
+                        users.add(quota.value)
+                        continue
+                    limits = limits_of(quota, self.steering, accounts.get(quota.value), self.clock.now())
+                for unit in counted_units(limits, quota.external is not None):
                     # A plain tuple finds what a CounterKey does.
                     if (quota.scope, quota.value, unit) not in counters:
                         keys.add(CounterKey(quota.scope, quota.value, unit))
-        instances = self.instances.unread(operation.request for operation in operations)
-        return Unread(keys, instances, self.memories.unread(facts))
+            watch = proposal.watch
+            if watch is not None and request.login:
+                if not accounts.knows(request.account):
+                    users.add(request.account)
+                elif watch.remembers and request.stage == END_OF_MESSAGE and not instances:
+                    pairs.update(accounts.unread(request.account, recipients_of(request, self)))
+        return Unread(keys, instances, self.memories.unread(facts), users, pairs)
+
+    def _accounts_of(self, operations: Sequence[Operation]) -> set[str]:
+        return {operation.request.account for operation in operations if operation.request.account}
 
     def _read_counters(self, keys: Iterable[CounterKey]) -> None:
         missing = sorted(key for key in keys if key not in self._counters)
@@ -614,6 +767,8 @@ class Ledger:
         rows: Sequence[tuple[Any, ...]],
         counters: Sequence[tuple[Any, ...]],
         facts: Facts,
+        accounts: Layer,
+        notes: Notes,
     ) -> None:
         connection, now = self.connection, self.clock.now()
         if rows and (not self.partitions or partitions.is_due(self.partitions[0], now, rows[0][0])):
@@ -624,7 +779,25 @@ class Ledger:
         for chunk in chunked(counters):
             connection.execute(upsert_counters(len(chunk)), flat(chunk))
         self.memories.write(connection, facts)
+        if accounts:
+            self.accounts.write(connection, accounts, now)
+        if notes:
+            self._write_notes(notes)
         self.save_time()
+
+    def _write_notes(self, notes: Notes) -> None:
+        connection = self.connection
+        for row in notes.suspensions:
+            connection.execute("INSERT OR REPLACE INTO suspension VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        connection.executemany(
+            "INSERT INTO event (at, wall_at, kind, subject, resolved, facts) VALUES (?, ?, ?, ?, ?, ?)",
+            notes.events,
+        )
+        connection.executemany(
+            "INSERT INTO history (at, wall_at, author, action, subject, detail, reason) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            notes.history,
+        )
 
     def save_time(self) -> None:
         """Write down where ledger time and the numbers given out stand.

@@ -22,6 +22,8 @@ class SteeringMirror:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
         self.steering = Steering()
+        #: Accounts that the last refresh that found something named; ``None``: it may be any.
+        self.changed_accounts: set[str] | None = None
 
     def load(self) -> None:
         """Load everything.
@@ -36,6 +38,7 @@ class SteeringMirror:
             for row in self.connection.execute(f"SELECT {columns} FROM {table}").fetchall():
                 fresh.put(table, row_class(*row))
         self.steering = fresh
+        self.changed_accounts = None
 
     def refresh(self) -> list[CounterKey]:
         """Apply what has changed since; the counters that were reset by hand.
@@ -66,6 +69,7 @@ class SteeringMirror:
             )
             self.load()
             return reset
+        self.changed_accounts = {str(json.loads(key)[0]) for _, table, key in changes if table == "account"}
         for _, table, key in changes:
             if table in TABLES:
                 self._apply(table, tuple(str(part) for part in json.loads(key)))

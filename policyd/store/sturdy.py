@@ -23,7 +23,7 @@ from policyd.steering import Steering
 from policyd.store import aside, connect
 from policyd.store.clock import LedgerClock, stored_base, wall
 from policyd.store.health import write_health
-from policyd.store.ledger import Ledger, NotWritten, Settle, Staged
+from policyd.store.ledger import Ledger, NotWritten, Settle, Stage, Staged
 from policyd.store.upkeep import Keep, Upkeep
 
 #: Between two attempts to reach a sick database, s.
@@ -148,13 +148,13 @@ class SturdyLedger:
         """The steering data as of the last batch."""
         return self._ledger.steering
 
-    def stage(self, operations: Sequence[Operation], staged: Staged) -> bool:
-        """Decide with what is in memory and add it to ``staged``; if that is not enough nothing has happened."""
+    def stage(self, operations: Sequence[Operation], staged: Staged) -> Stage:
+        """Decide with what is in memory and add it to ``staged``; if that cannot be nothing has happened."""
         try:
             return self._ledger.stage(operations, staged)
         except Exception as error:  # noqa: BLE001, one operation's trouble: it is found when each is run alone
             log.debug("a batch could not be staged: %s", error)
-            return False
+            return Stage.ALONE
 
     def read(self, operations: Sequence[Operation], staged: Staged) -> bool:
         """Read what :meth:`stage` misses for these; ``False``: nothing is missing, or it cannot be read."""

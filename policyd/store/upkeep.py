@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sqlite3
@@ -11,9 +12,11 @@ from dataclasses import dataclass
 from policyd.errors import StoreBusy
 from policyd.steering import TABLES
 from policyd.store import locks, partitions
+from policyd.store.clock import wall
 from policyd.store.instances import IDENTITY
 from policyd.store.ledger import Ledger
 from policyd.units import DAY
+from policyd.watch import AUTHOR
 
 log = logging.getLogger("policyd.store")
 
@@ -25,6 +28,8 @@ WAL_ALARM = 256 * 1024 * 1024
 STEP_ROWS = 2_000
 #: Changes that the change table keeps.
 CHANGES = 1_000
+#: How long events are kept, ms.
+EVENTS = 90 * DAY
 #: Between two sweeps of the counters, s.
 SWEEP = 3600.0
 #: Between two looks at sizes and ages, s.
@@ -53,6 +58,8 @@ class Upkeep:
         self._path = path
         self._keep = keep
         self._cursor: tuple[str, str, str] | None = ("", "", "")
+        #: Whether the recipients are being gone through.
+        self._recipients = False
         self._next_look = 0.0
         self._next_sweep = 0.0
         self._next_checkpoint = 0.0
@@ -100,6 +107,7 @@ class Upkeep:
             or self._index_one()
             or self._sweep_counters()
             or ledger.memories.tend(ledger.connection, ledger.clock.now())
+            or self._sweep_recipients()
         )
 
     def checkpoint(self, wait: bool = False) -> None:
@@ -144,6 +152,7 @@ class Upkeep:
         if self._cursor is None and time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + SWEEP
             self._cursor = ("", "", "")
+            self._recipients = True
         self._prune_changes()
 
     def _index_one(self) -> bool:
@@ -246,6 +255,36 @@ class Upkeep:
         self._cursor = rows[-1][:3] if len(rows) == STEP_ROWS else None
         return self._cursor is not None
 
+    def _sweep_recipients(self) -> bool:
+        """Forget recipients that were not written to for long, a stretch of the table at a time."""
+        if not self._recipients:
+            return False
+        ledger = self._ledger
+        self._recipients = ledger.accounts.sweep(ledger.connection, ledger.clock.now())
+        return self._recipients
+
+    def _end_suspensions(self, now: int) -> None:
+        """Take away the suspensions whose time is over, and tell of it; they do not hold any more since then."""
+        connection = self._ledger.connection
+        for row in list(self._ledger.steering.suspensions.values()):
+            if not row.expires_at or row.expires_at > now:
+                continue
+            connection.execute(
+                "DELETE FROM suspension WHERE user = ? AND expires_at = ?", (row.user, row.expires_at)
+            )
+            facts = json.dumps(
+                {"by": AUTHOR, "how": "its time is over", "detector": row.detector, "ref": row.ref}
+            )
+            connection.execute(
+                "INSERT INTO event (at, wall_at, kind, subject, resolved, facts) VALUES (?, ?, 'suspend', ?, 1, ?)",
+                (now, wall(), row.user, facts),
+            )
+            connection.execute(
+                "INSERT INTO history (at, wall_at, author, action, subject, detail, reason) "
+                "VALUES (?, ?, ?, 'release', ?, 'its time is over', '')",
+                (now, wall(), AUTHOR, row.user),
+            )
+
     def _prune_changes(self) -> None:
         """Delete old changes and expired entries, after what they say was taken in."""
         ledger, connection = self._ledger, self._ledger.connection
@@ -254,6 +293,8 @@ class Upkeep:
             connection.execute(
                 "DELETE FROM change WHERE generation < (SELECT max(generation) FROM change) - ?", (CHANGES,)
             )
+            connection.execute("DELETE FROM event WHERE at < ?", (ledger.clock.now() - EVENTS,))
+            self._end_suspensions(ledger.clock.now())
             for table in TABLES:
                 connection.execute(
                     f"DELETE FROM {table} WHERE expires_at > 0 AND expires_at < ?",

@@ -22,7 +22,7 @@ from typing import Any
 from policyd.decision import Decision, Operation
 from policyd.steering import Steering
 from policyd.store.clock import LedgerClock
-from policyd.store.ledger import Settle, Staged
+from policyd.store.ledger import Settle, Stage, Staged
 from policyd.store.sturdy import UPKEEP, Handed, SturdyLedger
 from policyd.store.upkeep import Keep
 
@@ -71,6 +71,8 @@ class Writer:
         self._staged = Staged()
         #: For these something has to be read first.
         self._cold: list[Operation] = []
+        #: These need a transaction of their own.
+        self._alone: list[Operation] = []
         self._stage_soon = False
         self._working = False
         self._stopping = False
@@ -116,7 +118,7 @@ class Writer:
 
     def idle(self) -> bool:
         """Whether nothing waits and nothing is being decided."""
-        return not (self._queue or self._cold or self._staged.operations or self._working)
+        return not (self._queue or self._cold or self._alone or self._staged.operations or self._working)
 
     def alive(self) -> bool:
         """Whether the thread runs, as it should from :meth:`start` to :meth:`stop`."""
@@ -151,10 +153,13 @@ class Writer:
         try:
             # In trouble, and at the end, the thread takes it from the queue.
             ready = not self.ledger.sick and not self._stopping
-            if ready and len(self._staged.operations) + len(self._cold) < MOST_STAGED:
-                operations = self._take()
-                if operations and not self.ledger.stage(operations, self._staged):
+            aside = len(self._cold) + len(self._alone)
+            if ready and len(self._staged.operations) + aside < MOST_STAGED and (operations := self._take()):
+                became = self.ledger.stage(operations, self._staged)
+                if became is Stage.UNREAD:
                     self._cold += operations
+                elif became is Stage.ALONE:
+                    self._alone += operations
         finally:
             self._memory.release()
         self._wake.set()
@@ -193,7 +198,7 @@ class Writer:
         if not self._stopping:
             return False
         with self._memory:
-            return not (self._queue or self._cold or self._staged.operations)
+            return not (self._queue or self._cold or self._alone or self._staged.operations)
 
     def _write(self) -> None:
         """Write the pile."""
@@ -219,9 +224,9 @@ class Writer:
                     self._queue.extendleft(reversed(cold))
                 else:
                     # Nothing is missing that could be read: it is decided here.
-                    self._cold = cold
+                    self._alone += cold
             self._nudge()
-        if not (self._cold or self._stopping or self.ledger.needs_attention()):
+        if not (self._cold or self._alone or self._stopping or self.ledger.needs_attention()):
             return True
         with self._memory:
             # What is done now must find nothing half done.
@@ -231,8 +236,8 @@ class Writer:
                 self._hand_back(zip(staged.operations, staged.batch.decisions, strict=True))
             else:
                 self._hand_back(self.ledger.run_again(trouble, staged, Staged()))
-            cold, self._cold = self._cold, []
-            self._run(cold)
+            aside, self._cold, self._alone = self._cold + self._alone, [], []
+            self._run(aside)
             while self._queue and (self.ledger.sick or self._stopping):
                 self._run(self._take())
                 self.ledger.upkeep(idle=False)

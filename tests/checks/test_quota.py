@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from policyd.accounts import Account
 from policyd.answer import DUNNO
 from policyd.checks import Context
 from policyd.checks.quota import SCOPES, TEXT_FIELDS, Check, Options
@@ -13,6 +14,7 @@ from policyd.inquiry import Inquiry
 from policyd.match import NetworkSet, parse_network
 from policyd.opinion import Quota
 from policyd.request import Request, Site
+from policyd.settle import limits_of
 from policyd.steering import Grant, Steering, UserLimit
 from policyd.tiers import Tier, Tiers
 from policyd.units import DAY, HOUR, Limit
@@ -55,7 +57,9 @@ def intent(one: Check, of: Request, steering: Steering | None = None, now: int =
     )
     quota = opinion.quota
     assert isinstance(quota, Quota)
-    return quota
+    # As settle does it: which tier it is in is known then.
+    limits = limits_of(quota, steering or Steering(), Account(quota.value), now)
+    return quota._replace(limits=limits, tiers=None) if limits else None
 
 
 def test_the_default_is_per_user_with_the_limits_of_the_tier() -> None:

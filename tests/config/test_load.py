@@ -132,7 +132,10 @@ def test_everything_is_read_into_its_type(write: Write) -> None:
     assert config.tiers.default == "new"
     assert config.tiers.all["new"].limits == (Limit(20, "recipients", HOUR), Limit(20_000_000, "bytes", DAY))
     assert config.tiers.all["bulk"] == Tier(
-        "bulk", (), frozenset({"news@example.org", "@lists.example", "robot@example.org", "client:192.0.2.7"})
+        "bulk",
+        (),
+        frozenset({"news@example.org", "@lists.example", "robot@example.org", "client:192.0.2.7"}),
+        quiet=True,
     )
     bans, quota = config.checks
     assert (bans.name, bans.use, bans.direction, bans.mode, bans.on_error) == (

@@ -355,7 +355,8 @@ def test_every_key_is_documented() -> None:
         if default != "required":
             tomllib.loads(f"key = {default}")
     assert {row[0] for row in rows} == {
-        "", "site", "server", "server.listen", "server.fail", "store", "log", "keep", "dns", "tiers", "tier.NAME", "check",
+        "", "site", "server", "server.listen", "server.fail", "store", "log", "keep", "dns", "tiers", "tier.NAME",
+        "check", "detect", "suspend",
         *(f"check {name}" for name in checks.names()),
     }  # fmt: skip
     assert ("server", "deadline", '"5s"', "Every request is answered within this time, 1s to 90s.") in rows
