@@ -16,8 +16,6 @@ from bench.servers import Server, Trouble
 #: The flood is measured in so many parts; the first and the last of them are compared, so many each.
 PARTS, COMPARED = 20, 4
 LEAST_RATIO, MOST_MEMORY = 0.85, 150
-#: Above the configured size by what comes between two looks at it (every 30 s).
-BETWEEN = 1.05
 
 
 def _checks(rows: int, octets: int) -> str:
@@ -92,8 +90,7 @@ def flood(scale: Scale, work: Path, say: Say) -> None:
         )
         say(
             f"database           {most.used / 1e6:,.0f} MB in use at the most, file and log {most.file / 1e6:,.0f} MB   "
-            f"bar [keep] max_size = {most_octets / 1e6:,.0f} MB and {BETWEEN - 1:.0%}: "
-            f"{judged(most.used <= most_octets * BETWEEN)}"
+            f"bar [keep] max_size = {most_octets / 1e6:,.0f} MB: {judged(most.used <= most_octets)}"
         )
         now, highest = full.memory()
         met = judged(highest < MOST_MEMORY)

@@ -91,7 +91,9 @@ def escape(text: str, limit: int = 200) -> str:
 
 def clip(text: str) -> str:
     """``text`` as one printable line of at most 400 bytes, for a text that was filled in at run time."""
-    text = "".join(ch if ch.isprintable() else "?" for ch in text).strip()
+    if not text.isprintable():
+        text = "".join(ch if ch.isprintable() else "?" for ch in text)
+    text = text.strip()
     encoded = text.encode("utf-8", "replace")
     if len(encoded) > MAX_TEXT_BYTES:
         text = encoded[: MAX_TEXT_BYTES - 3].decode("utf-8", "ignore").rstrip() + "..."

@@ -68,8 +68,10 @@ def origin_of(address: str) -> str:
     parsed = parse_address(address)
     if parsed is None:
         return ""
-    length = PREFIX_V4 if parsed.version == 4 else PREFIX_V6
-    return str(ipaddress.ip_network(f"{parsed}/{length}", strict=False))
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return f"{str(parsed).rpartition('.')[0]}.0/{PREFIX_V4}"
+    low = 128 - PREFIX_V6
+    return f"{ipaddress.IPv6Address(int(parsed) >> low << low)}/{PREFIX_V6}"
 
 
 def normal_sender(sender: str) -> str:

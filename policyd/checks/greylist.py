@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
-from policyd.answer import clip, make_answer
+from policyd.answer import Answer, clip, make_answer
 from policyd.checks import Context
 from policyd.checks.allow import find
 from policyd.greylisting import CLIENT, PASSED, WAITING, Triplet, normal_sender, origin_of
@@ -174,9 +175,7 @@ class Asked(NamedTuple):
         return Recalled(Opinion(header, reason), remember)
 
     def _deferral(self, left: int, reason: str) -> Opinion:
-        seconds = -(-left // SECOND)
-        text = fill(self.options.text, {"seconds": str(seconds), "ref": "{ref}"})
-        return Opinion(make_answer("DEFER_IF_PERMIT", clip("4.2.0 " + text)), f"greylisted: {reason}")
+        return Opinion(_deferral(self.options.text, -(-left // SECOND)), f"greylisted: {reason}")
 
     def _success(self, proved: Memory | None, now: int) -> dict[MemoryKey, Memory]:
         """One more success of the client, at most once an hour: a burst to many recipients proves no more than one mail."""
@@ -194,6 +193,12 @@ class Asked(NamedTuple):
         if self.client is None or 0 <= now - proved.last_at < HOUR:
             return {}
         return {self.client: proved._replace(last_at=now, expires_at=now + self.options.expire)}
+
+
+@lru_cache(maxsize=1024)
+def _deferral(text: str, seconds: int) -> Answer:
+    text = fill(text, {"seconds": str(seconds), "ref": "{ref}"})
+    return make_answer("DEFER_IF_PERMIT", clip("4.2.0 " + text))
 
 
 def _spoken(ms: int) -> str:

@@ -207,7 +207,7 @@ class Keep:
         values.retention, 90 * DAY, help="Age at which decisions are removed, at least 1h."
     )
     max_size: int = setting(
-        size, 10_000_000_000, help="Size of the database above which the oldest decisions go."
+        size, 10_000_000_000, help="Size that the database does not exceed: the oldest decisions go in time."
     )
     min_free: int = setting(
         size,

@@ -193,6 +193,8 @@ class Ledger:
         #: When an event was told last, by kind and subject; ledger time.
         self._told: dict[tuple[str, str], int] = {}
         self.instances = Instances()
+        #: Rows of a partition at the most.
+        self.partition_rows = partitions.FULL
         self._readable = True
         #: Whether a batch is decided with what is in memory; ``None`` once that is not enough.
         self._staging: bool | None = False
@@ -771,9 +773,11 @@ class Ledger:
         notes: Notes,
     ) -> None:
         connection, now = self.connection, self.clock.now()
-        if rows and (not self.partitions or partitions.is_due(self.partitions[0], now, rows[0][0])):
-            partitions.open_next(connection, now, rows[0][0])
-            self.partitions = partitions.catalogue(connection)
+        if rows:
+            newest = next(iter(self.partitions), None)
+            if newest is None or partitions.is_due(newest, now, rows[0][0], self.partition_rows):
+                partitions.open_next(connection, now, rows[0][0])
+                self.partitions = partitions.catalogue(connection)
         for chunk in chunked(rows):
             connection.execute(insert_decisions(self.partitions[0].table, len(chunk)), flat(chunk))
         for chunk in chunked(counters):

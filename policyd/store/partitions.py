@@ -48,9 +48,9 @@ def catalogue(connection: sqlite3.Connection) -> list[Partition]:
     return [Partition(*row) for row in rows]
 
 
-def is_due(partition: Partition, now: int, next_id: int) -> bool:
-    """Whether the open partition is to be closed at ledger time ``now``."""
-    return next_id - partition.first_id >= FULL or now // DAY != partition.opened_at // DAY
+def is_due(partition: Partition, now: int, next_id: int, full: int = FULL) -> bool:
+    """Whether the open partition is to be closed at ledger time ``now``: after ``full`` rows, or the day is over."""
+    return next_id - partition.first_id >= full or now // DAY != partition.opened_at // DAY
 
 
 def open_next(connection: sqlite3.Connection, now: int, next_id: int) -> Partition:

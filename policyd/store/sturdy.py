@@ -30,10 +30,6 @@ from policyd.store.upkeep import Keep, Upkeep
 RETRY = 0.5
 #: Between two steps of upkeep, s.
 UPKEEP = 1.0
-#: Upkeep rests for so many times as long as a step of it took.
-UPKEEP_SHARE = 20
-#: The same while the database is larger than it may be.
-URGENT_SHARE = 4
 #: Between two looks at whether the file is still there, s.
 LOOK = 1.0
 
@@ -78,7 +74,8 @@ class SturdyLedger:
         self._stopwatch = stopwatch
         self._next_retry = 0.0
         self._next_look = 0.0
-        self._next_upkeep = 0.0
+        #: When the last step of upkeep ended, and what it took, s.
+        self._upkept = self._upkeep_took = 0.0
         self._inode: tuple[int, int] | None = None
         #: The name of the damaged file that was moved aside last.
         self._kept = ""
@@ -349,7 +346,7 @@ class SturdyLedger:
         if self.sick:
             return False
         begun = time.monotonic()
-        if begun < self._next_upkeep:
+        if begun < self._next_upkeep():
             return True
         try:
             self._look_at_file()
@@ -362,10 +359,17 @@ class SturdyLedger:
             self._fall_sick(error)
             return False
         finally:
-            # However much there is to do after a start with a large database, answers come first.
-            ended = time.monotonic()
-            share = URGENT_SHARE if self._upkeep.urgent else UPKEEP_SHARE
-            self._next_upkeep = ended + share * (ended - begun)
+            self._upkept = time.monotonic()
+            self._upkeep_took = self._upkept - begun
+
+    def _next_upkeep(self) -> float:
+        """When the next step is due: however much there is to do after a start with a large database, answers come first."""
+        try:
+            share = self._upkeep.share()
+        except sqlite3.Error:
+            # The step will say what is wrong.
+            share = 0
+        return self._upkept + share * self._upkeep_took
 
     def _look_at_file(self) -> None:
         """
@@ -378,13 +382,13 @@ class SturdyLedger:
 
     def needs_attention(self) -> bool:
         """Whether it is in trouble, or a step of upkeep is due."""
-        return bool(self.sick) or time.monotonic() >= self._next_upkeep
+        return bool(self.sick) or time.monotonic() >= self._next_upkeep()
 
     def pause(self, more: bool) -> float:
         """How long, in s, nothing has to be done if nothing comes in."""
         if self.sick:
             return RETRY
-        return max(0.0, self._next_upkeep - time.monotonic()) if more else UPKEEP
+        return max(0.0, self._next_upkeep() - time.monotonic()) if more else UPKEEP
 
     def recover(self, staged: Staged) -> None:
         """After a failure that nobody foresaw: no transaction stays open, and ``staged`` was never decided."""

@@ -32,8 +32,15 @@ CHANGES = 1_000
 EVENTS = 90 * DAY
 #: Between two sweeps of the counters, s.
 SWEEP = 3600.0
-#: Between two looks at sizes and ages, s.
+#: Between two looks at what has become old, s, and at sizes.
 LOOK = 30.0
+SIZE_LOOK = 0.25
+#: Upkeep rests for so many times as long as a step of it took: as a rule, with little room left, and with none.
+SHARE, URGENT_SHARE, OVERFULL_SHARE = 20, 4, 1
+#: So much of max_size, one part of, is kept free for what comes while room is made; no partition takes more.
+RESERVE = 16
+#: Octets of a decision's row with its indexes, and rows of a partition at the least.
+ROW, FEWEST_ROWS = 1_000, 1_000
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Keep:
 
     #: ms.
     decisions: int = 90 * DAY
-    #: Octets of the database.
+    #: Octets of the database in use.
     max_size: int = 10_000_000_000
     #: Octets free on its file system.
     min_free: int = 1_000_000_000
@@ -63,22 +70,40 @@ class Upkeep:
         self._next_look = 0.0
         self._next_sweep = 0.0
         self._next_checkpoint = 0.0
+        self._next_size_look = 0.0
+        #: Of its size, how much the database may still take, octets.
+        self._room = 0
         self._crowded = False
+        #: What cannot be dropped takes all there is, and that was told.
+        self._stuck = False
         #: Partitions from which passed mail was taken out already.
         self._refused_only: set[int] = set()
-        #: Little is free on the file system, not only in the database.
+        #: Little is free on the file system, or the file itself is larger than it may be.
         self._short = False
+        self._long_log = False
         self._alarmed = False
+        self._take_over(keep)
 
-    @property
-    def urgent(self) -> bool:
-        """Whether the database or the disk is full beyond what was allowed."""
-        return self._crowded
+    def _take_over(self, keep: Keep) -> None:
+        self._keep = keep
+        self._ledger.memories.cap = keep.memory
+        fits = keep.max_size // RESERVE // ROW
+        self._ledger.partition_rows = min(partitions.FULL, max(FEWEST_ROWS, fits))
+
+    def share(self) -> int:
+        """For how many times as long as a step took the next one can wait.
+
+        :raises sqlite3.Error: the database is in trouble.
+        """
+        self._look_at_sizes()
+        if self._crowded and self._room < 0:
+            return OVERFULL_SHARE
+        return URGENT_SHARE if self._crowded or self._long_log else SHARE
 
     def step(self, idle: bool, keep: Keep) -> bool:
         """Do the most urgent thing; whether there is more to do at once."""
-        self._keep = keep
-        self._ledger.memories.cap = keep.memory
+        self._take_over(keep)
+        self._look_at_sizes()
         clock = time.monotonic()
         if clock >= self._next_checkpoint:
             self._next_checkpoint = clock + 0.2
@@ -100,8 +125,10 @@ class Upkeep:
             self._next_look = clock + LOOK
             self._look()
         ledger = self._ledger
+        # What there is most of first: room, when there is none.
         return (
-            ledger.instances.fill(ledger.connection, ledger.partitions, ledger.clock.now() - IDENTITY)
+            (self._crowded and self._retire_one())
+            or ledger.instances.fill(ledger.connection, ledger.partitions, ledger.clock.now() - IDENTITY)
             or self._retire_one()
             or self._give_back()
             or self._index_one()
@@ -128,8 +155,11 @@ class Upkeep:
             )
         self._alarmed = size > WAL_ALARM
 
-    def _look(self) -> None:
-        """Look at sizes, and start over with the sweep of the counters."""
+    def _look_at_sizes(self) -> None:
+        clock = time.monotonic()
+        if clock < self._next_size_look:
+            return
+        self._next_size_look = clock + SIZE_LOOK
         connection = self._ledger.connection
         pages, free, size = (
             connection.execute(f"PRAGMA {name}").fetchone()[0]
@@ -140,15 +170,22 @@ class Upkeep:
             left = disk.f_bavail * disk.f_frsize
         except OSError:
             left = self._keep.min_free
-        crowded = (pages - free) * size > self._keep.max_size or left < self._keep.min_free
+        used, most = (pages - free) * size, self._keep.max_size
+        self._room = most - used
+        crowded = used > most - most // RESERVE or left < self._keep.min_free
         if crowded and not self._crowded:
             log.warning(
                 "keep: the database has %d MB, the disk %d MB free; decisions that said DUNNO go first",
-                (pages - free) * size // 1_000_000,
+                used // 1_000_000,
                 left // 1_000_000,
             )
         self._crowded = crowded
-        self._short = left < self._keep.min_free
+        self._stuck = self._stuck and crowded
+        self._short = left < self._keep.min_free or pages * size > most
+        self._long_log = _size(self._path + "-wal") > 2 * CHECKPOINT
+
+    def _look(self) -> None:
+        """Start over with the sweep of the counters, and let go of old changes."""
         if self._cursor is None and time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + SWEEP
             self._cursor = ("", "", "")
@@ -176,6 +213,7 @@ class Upkeep:
         """Drop the oldest partition when it is past its age; with little room, passed mail first, oldest first."""
         closed = [partition for partition in reversed(self._ledger.partitions) if partition.closed_at]
         if not closed:
+            self._tell_stuck()
             return False
         oldest = closed[0]
         if oldest.closed_at < self._ledger.clock.now() - self._keep.decisions:
@@ -192,14 +230,25 @@ class Upkeep:
                 (STEP_ROWS,),
             ).rowcount
             if deleted:
-                self._next_look = 0.0
+                self._next_size_look = 0.0
                 return True
+            if connection.execute(f"SELECT 1 FROM {partition.table} LIMIT 1").fetchone() is None:
+                # Its pages are too many for nothing.
+                return self._drop(partition)
             self._refused_only.add(partition.number)
-        self._next_look = 0.0
+        self._next_size_look = 0.0
         return self._drop(oldest)
 
+    def _tell_stuck(self) -> None:
+        if self._crowded and self._room < 0 and not self._stuck:
+            self._stuck = True
+            log.error(
+                "keep: counts, bans and what is remembered take more than [keep] max_size by themselves, and are not dropped"
+                " for room; raise max_size, or lower [keep] memory"
+            )
+
     def _give_back(self) -> bool:
-        """Give freed pages back to the file system, when it has little left."""
+        """Give freed pages back to the file system, when it has little left or the file is too large."""
         connection = self._ledger.connection
         if not self._short or not connection.execute("PRAGMA freelist_count").fetchone()[0]:
             return False

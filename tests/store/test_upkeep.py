@@ -26,8 +26,7 @@ ALICE = "alice@example.org"
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step looks; no test waits for the time between two."""
     monkeypatch.setattr(upkeep_module, "LOOK", 0.0)
-    if hasattr(upkeep_module, "STEP"):
-        monkeypatch.setattr(upkeep_module, "STEP", 0.0)
+    monkeypatch.setattr(upkeep_module, "SIZE_LOOK", 0.0)
 
 
 @pytest.fixture
@@ -135,6 +134,59 @@ def test_with_little_room_passed_mail_goes_first(
     assert list(verdicts(sample)) == [5]
     assert [row for row in counters(sample) if row[1] == ALICE] == kept
     assert sample.connection.execute("SELECT count(*) FROM ban").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_size_is_a_cap_while_mail_never_rests(
+    sample: Sample, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room is made before it is needed, whatever comes, of decisions that are small; the newest stay."""
+    monkeypatch.setattr(upkeep_module, "FEWEST_ROWS", 50)
+    monkeypatch.setattr(upkeep_module, "STEP_ROWS", 40)
+    keep = Keep(90 * DAY, 700_000, 0)
+    upkeep = upkeep_of(sample, keep)
+    most = 0
+    for number in range(1_200):
+        sample.ask(sasl_username="alice" if refused else f"user{number}", helo_name="h" * 200)
+        upkeep.step(idle=False, keep=keep)
+        most = max(most, in_use(sample))
+    assert 600_000 < most <= keep.max_size
+    assert sum(map(len, verdicts(sample).values())) > 100
+    assert sample.connection.execute("SELECT max(id) FROM decision").fetchone() == (1_200,)
+
+
+def in_use(sample: Sample) -> int:
+    pages, free, octets = (
+        sample.connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * octets)
+
+
+def test_a_size_that_cannot_be_kept_is_said(sample: Sample, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, with what to do; nothing that counts is dropped."""
+    filled(sample)
+    keep = Keep(90 * DAY, 20_000, 0)
+    before = counters(sample)
+    upkeep = upkeep_of(sample, keep)
+    for _ in range(100):
+        upkeep.step(idle=True, keep=keep)
+    said = [record.getMessage() for record in caplog.records if "by themselves" in record.getMessage()]
+    assert len(said) == 1
+    assert "raise max_size" in said[0]
+    assert [row for row in before if row[1] == ALICE] == [row for row in counters(sample) if row[1] == ALICE]
+
+
+def test_a_file_that_is_larger_than_it_may_be_shrinks(sample: Sample) -> None:
+    """After max_size was lowered, too, with space enough on the disk."""
+    filled(sample, days=3, each=100)
+    keep = Keep(90 * DAY, 200_000, 0)
+    upkeep = upkeep_of(sample, keep)
+    run(upkeep, keep)
+    pages, octets = (
+        sample.connection.execute(f"PRAGMA {n}").fetchone()[0] for n in ("page_count", "page_size")
+    )
+    assert pages * octets < 300_000
 
 
 def test_room_enough_drops_nothing(sample: Sample) -> None:
