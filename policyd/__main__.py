@@ -53,11 +53,12 @@ def _main(arguments: list[str] | None, signals: _EarlySignals) -> int:
 
     from policyd.checks import options_of
     from policyd.config import load
+    from policyd.notify import Manager
     from policyd.service import Service, raise_file_limit
 
     try:
         raise_file_limit()
-        service = Service(load(options.config, options_of), loop)
+        service = Service(load(options.config, options_of), loop, Manager())
     except PolicydError as error:
         return _refuse(error, messages)
     return _run(service, loop, reactor, signals, messages)

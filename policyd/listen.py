@@ -3,6 +3,9 @@
 ``inet:`` and ``unix:`` addresses and sockets inherited from systemd are served by the loop's own servers. Twisted would
 chmod an inherited UNIX socket to 0666 and unlink it when it stops (twisted issue 10261). Any other address is a Twisted
 endpoint string.
+
+A socket that systemd holds is taken over by its name (``systemd:NAME``) or by its address: the same configuration listens
+with and without a socket unit. policyd leaves its file and its rights alone, and whoever connects during a restart waits.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import socket
 import stat
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from policyd.config import Listener
@@ -28,6 +32,8 @@ log = logging.getLogger("policyd.listen")
 
 #: Connections that may wait to be accepted; Postfix reconnects with up to default_process_limit at once.
 BACKLOG = 1024
+#: Device, number and time of a socket's file.
+_Identity = tuple[int, int, int]
 #: The first descriptor that systemd hands over (sd_listen_fds(3)).
 _FIRST_FD = 3
 
@@ -54,6 +60,7 @@ class Listening:
         #: By address: why a listener whose socket was removed could not be opened anew; empty before it was tried.
         self._broken: dict[str, str] = {}
         self._refused = 0
+        #: Never closed, so that a listener can be closed and opened again.
         self._inherited = _inherited_sockets()
 
     async def open(self, listener: Listener) -> None:
@@ -66,12 +73,17 @@ class Listening:
     async def _open(self, listener: Listener) -> Port:
         kind, _, rest = listener.address.partition(":")
         try:
+            held = self._held(listener.address)
+            if held is not None:
+                return await self._serve(held.sock.dup(), listener, held.path, held.identity)
+            if kind == "systemd":
+                raise UserError(
+                    f"systemd handed over no socket named {rest!r}; see FileDescriptorName= in policyd.socket (systemd.socket(5))"
+                )
             if kind == "inet":
                 return await self._serve(_inet_socket(rest), listener)
             if kind == "unix":
-                return await self._serve(_unix_socket(rest, listener), listener, unlink=rest)
-            if kind == "systemd":
-                return await self._serve(self._inherit(rest), listener)
+                return await self._serve(_unix_socket(rest, listener), listener, rest)
             return await self._endpoint(listener)
         except OSError as error:
             raise UserError(f"cannot listen on {listener.address}: {_why(error)}") from None
@@ -131,7 +143,9 @@ class Listening:
             lambda transport, peer: self.session(listener, transport, peer), self.sessions
         )
 
-    async def _serve(self, sock: socket.socket, listener: Listener, unlink: str = "") -> Port:
+    async def _serve(
+        self, sock: socket.socket, listener: Listener, path: str = "", held: _Identity | None = None
+    ) -> Port:
         sock.setblocking(False)
         loop = self.desk.loop
         server: asyncio.AbstractServer
@@ -144,16 +158,24 @@ class Listening:
             )
         else:
             server = await loop.create_server(self._protocol(listener), sock=sock, backlog=BACKLOG)
-        return _LoopPort(server, unlink)
+        return _LoopPort(server, path, held)
 
-    def _inherit(self, name: str) -> socket.socket:
-        for found, sock in self._inherited:
-            if name in ("", found):
-                self._inherited.remove((found, sock))
-                return sock
-        raise UserError(
-            f"systemd handed over no socket named {name!r}; see FileDescriptorName= in policyd.socket (systemd.socket(5))"
-        )
+    def _held(self, address: str) -> _Held | None:
+        """What systemd holds at ``address``, if clients can still find it."""
+        for held in self._inherited:
+            if address in (held.address, f"systemd:{held.name}"):
+                if _identity(held.path) == held.identity:
+                    held.used = True
+                    return held
+                if address != held.address:
+                    raise UserError(
+                        f"cannot listen on {address}: {held.path} was removed or replaced; systemctl restart policyd.socket"
+                    )
+        return None
+
+    def unused(self) -> list[str]:
+        """What systemd listens on for policyd and no listener serves: there Postfix waits in vain."""
+        return [held.address or f"systemd:{held.name}" for held in self._inherited if not held.used]
 
     async def _endpoint(self, listener: Listener) -> Port:
         from policyd.twisted_listen import open_endpoint
@@ -162,26 +184,33 @@ class Listening:
 
 
 class _LoopPort:
-    def __init__(self, server: asyncio.AbstractServer, unlink: str) -> None:
+    """:class:`Port` of one of the loop's own servers.
+
+    :param path: the file of a UNIX socket.
+    :param held: what that file is if it is systemd's, which is not removed at the end.
+    """
+
+    def __init__(self, server: asyncio.AbstractServer, path: str, held: _Identity | None) -> None:
         self._server = server
-        self._unlink = unlink
-        self._identity = _identity(unlink) if unlink else None
+        self._path = path
+        self._ours = bool(path) and held is None
+        self._identity = _identity(path) if held is None else held
 
     def vanished(self) -> bool:
         """See :class:`Port`."""
-        return bool(self._unlink) and _identity(self._unlink) != self._identity
+        return _identity(self._path) != self._identity
 
     async def close(self) -> None:
         """See :class:`Port`."""
         self._server.close()
-        if self._unlink:
+        if self._ours:
             # Another policyd may have put its own socket there in the meantime.
             with contextlib.suppress(OSError):
                 if not self.vanished():
-                    os.unlink(self._unlink)
+                    os.unlink(self._path)
 
 
-def _identity(path: str) -> tuple[int, int, int] | None:
+def _identity(path: str) -> _Identity | None:
     """What tells one socket's file from the next at the same place; ``None`` when there is none."""
     try:
         status = os.lstat(path)
@@ -255,7 +284,21 @@ def _clear_stale(path: str) -> None:
     raise UserError(f"cannot listen on unix:{path}: another program listens there; stop it first")
 
 
-def _inherited_sockets() -> list[tuple[str, socket.socket]]:
+@dataclass
+class _Held:
+    """A socket that systemd listens on: as FileDescriptorName= calls it, and as a listener would."""
+
+    name: str
+    address: str
+    sock: socket.socket
+    #: The file of a UNIX socket, and what it was at the start.
+    path: str = ""
+    identity: _Identity | None = None
+    #: Whether a listener has ever served it.
+    used: bool = False
+
+
+def _inherited_sockets() -> list[_Held]:
     """The sockets that systemd handed over, with their names (sd_listen_fds_with_names(3))."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return []
@@ -264,10 +307,23 @@ def _inherited_sockets() -> list[tuple[str, socket.socket]]:
     found = []
     for at in range(int(count) if count.isdigit() else 0):
         os.set_inheritable(_FIRST_FD + at, False)
-        found.append((names[at] if at < len(names) else "", socket.socket(fileno=_FIRST_FD + at)))
+        sock = socket.socket(fileno=_FIRST_FD + at)
+        address = _address_of(sock)
+        path = address.removeprefix("unix:") if sock.family == socket.AF_UNIX else ""
+        found.append(_Held(names[at] if at < len(names) else "", address, sock, path, _identity(path)))
     for variable in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         os.environ.pop(variable, None)
     return found
+
+
+def _address_of(sock: socket.socket) -> str:
+    """The address of an open socket as a listener has it; empty for a kind that none can have."""
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{name}" if isinstance(name, str) and name else ""
+    if sock.family == socket.AF_INET6:
+        return f"inet:[{name[0]}]:{name[1]}"
+    return f"inet:{name[0]}:{name[1]}" if sock.family == socket.AF_INET else ""
 
 
 def _stdlib(loop: asyncio.AbstractEventLoop) -> bool:

@@ -1,4 +1,8 @@
-"""Messages for the admin on standard error, written by a thread of their own: a reader who has stopped delays no answer."""
+"""Messages for the admin on standard error, written by a thread of their own: a reader who has stopped delays no answer.
+
+Where standard error is systemd's journal each line begins with its priority, ``<N>`` (sd-daemon(3)), which the journal takes
+off again.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,9 @@ from collections import deque
 BACKLOG = 5_000
 #: How long the end waits for a reader who takes nothing, s.
 ENDING = 3.0
+#: Priorities of syslog(3) by the level of a message; between two, the lower level's.
+_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+_DEBUG = 7
 
 
 class Messages(logging.Handler):
@@ -21,6 +28,7 @@ class Messages(logging.Handler):
         super().__init__()
         self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
         self._fd = fd
+        self._journal = _is_journal(fd)
         #: Guards everything below.
         self._changed = threading.Condition()
         self._queue: deque[str] = deque()
@@ -36,10 +44,13 @@ class Messages(logging.Handler):
         except Exception:  # noqa: BLE001, whatever somebody handed to the logger: as with every handler
             self.handleError(record)
         else:
-            self.say(text)
+            self.say(text, record.levelno)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, level: int = logging.ERROR) -> None:
         """One message as it is, in its turn."""
+        if self._journal:
+            priority = next((number for least, number in _PRIORITIES if level >= least), _DEBUG)
+            text = "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
         with self._changed:
             if len(self._queue) >= BACKLOG:
                 self._lost += 1
@@ -63,7 +74,8 @@ class Messages(logging.Handler):
                 self._queue.clear()
                 lost, self._lost = self._lost, 0
             if lost:
-                lines.append(f"WARNING policyd: {lost} messages were left out, for nobody took them")
+                mark = "<4>" if self._journal else ""
+                lines.append(f"{mark}WARNING policyd: {lost} messages were left out, for nobody took them")
             self._write(("\n".join(lines) + "\n").encode(errors="backslashreplace"))
 
     def _write(self, data: bytes) -> None:
@@ -77,3 +89,12 @@ class Messages(logging.Handler):
             except OSError:
                 # The reader is gone, and there is nobody to tell.
                 return
+
+
+def _is_journal(fd: int) -> bool:
+    """Whether systemd says that this descriptor leads to its journal (JOURNAL_STREAM in systemd.exec(5))."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

@@ -20,6 +20,7 @@ from policyd.errors import ConfigError, PolicydError, StoreError, UserError
 from policyd.geo import countries
 from policyd.listen import Listening
 from policyd.names import Names
+from policyd.notify import Manager
 from policyd.sentence import DISTINCT
 from policyd.settle import settle
 from policyd.stagewatch import StageWatch
@@ -35,6 +36,10 @@ log = logging.getLogger("policyd")
 LOOK = 5.0
 #: Time for what is being decided when policyd ends, s.
 ENDING = 10.0
+#: Time, within that, for who has just connected and asked nothing yet, s: asking again is all that Postfix tries, once.
+NEWCOMERS = 1.0
+#: Turns of the loop from a connection that the kernel has accepted to the request that it has read from it, and some more.
+TURNS = 10
 
 
 def build_engine(config: Config, names: Names | None = None) -> Engine:
@@ -110,13 +115,17 @@ def _check_failed(name: str, error: Exception) -> None:
 class Service:
     """One policyd."""
 
-    def __init__(self, config: Config, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, config: Config, loop: asyncio.AbstractEventLoop, manager: Manager | None = None
+    ) -> None:
         """Open the database and build everything; nothing listens yet.
 
+        :param manager: who is told how policyd does.
         :raises PolicydError: what is wrong, and what to do.
         """
         self.config = config
         self._loop = loop
+        self._manager = manager or Manager()
         self.names = Names()
         self.names.prepare(config)
         engine = build_engine(config, self.names)
@@ -141,6 +150,7 @@ class Service:
         self._writer.on_loop, self._writer.soon = loop.call_soon_threadsafe, loop.call_soon
         self._apply(config)
         self._timer: asyncio.TimerHandle | None = None
+        self._life: asyncio.TimerHandle | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._mending: asyncio.Task[None] | None = None
         #: Decision logs that a reload replaced, while they are written.
@@ -157,7 +167,14 @@ class Service:
         self._loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
         self._loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
         self._look()
+        self._sign_of_life()
         _warn(self.config)
+        for address in self.listening.unused():
+            log.warning(
+                "systemd listens on %s for policyd, and [server] listen does not name it: who asks there gets no answer; "
+                "add it, or take it out of policyd.socket",
+                address,
+            )
         log.info(
             "policyd %s ready on %s; policy %s, %s, pid %d",
             __version__,
@@ -166,19 +183,33 @@ class Service:
             type(self._loop).__module__.split(".")[0],
             os.getpid(),
         )
+        self._tell_ready()
+
+    def _tell_ready(self, also: str = "") -> None:
+        addresses = ", ".join(self.listening.ports)
+        self._manager.ready(f"{also}policy {self.config.policy_version} on {addresses}")
+
+    def _sign_of_life(self) -> None:
+        """Feed the watchdog as long as the loop turns and the writer is there; without him nothing is counted."""
+        if self._manager.watchdog and self._writer.alive():
+            self._manager.alive()
+            self._life = self._loop.call_later(min(LOOK, self._manager.watchdog / 3), self._sign_of_life)
 
     async def stop(self) -> None:
         """Accept nothing more, answer what was asked, close the store."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._manager.stopping()
+        for timer in (self._timer, self._life):
+            if timer is not None:
+                timer.cancel()
         for task in (self._reloading, self._mending):
             if task is not None:
                 task.cancel()
         for address in list(self.listening.ports):
             await self.listening.close(address)
+        until = time.monotonic() + ENDING
+        await self._last_requests(time.monotonic() + NEWCOMERS)
         for session in list(self.listening.sessions):
             session.finish()
-        until = time.monotonic() + ENDING
         # Looked at only once in a life: not worth an event that every request would have to feed.
         while self._in_work() and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -193,6 +224,13 @@ class Service:
             decision_log.close()
         self._lock.release()
         log.info("policyd ended")
+
+    async def _last_requests(self, until: float) -> None:
+        """Let in who was accepted before the listeners closed, and read what has come in by now."""
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        while time.monotonic() < until and any(session.new for session in self.listening.sessions):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
     def _in_work(self) -> bool:
         # Not idle: what the deadline answered may still have to be corrected in the ledger.
@@ -241,14 +279,19 @@ class Service:
 
     async def reload(self) -> None:
         """Read the configuration again and take it over; a bad one is refused, and the old one kept."""
+        self._manager.reloading()
+        refused = "last reload refused, see its messages; "
         try:
             await self._reload()
+            refused = ""
         except PolicydError as error:
             for line in str(error).splitlines():
                 log.error("reload refused: %s", line)
             log.error("reload refused: policy %s stays in force", self.config.policy_version)
         except Exception:  # a defect must be seen, and must not end what runs
             log.exception("reload failed; policy %s stays in force", self.config.policy_version)
+        finally:
+            self._tell_ready(refused)
 
     async def _reload(self) -> None:
         self.desk.decision_log.reopen()

@@ -51,6 +51,7 @@ class Session:
         "_direction",
         "_ended",
         "_label",
+        "_new",
         "_parser",
         "_paused",
         "_peer",
@@ -67,6 +68,7 @@ class Session:
         self._peer = peer
         self._parser = RequestParser(kept_attributes)
         self._busy = False
+        self._new = True
         self._paused = False
         self._writable = True
         #: The peer will send nothing more.
@@ -81,6 +83,11 @@ class Session:
     def busy(self) -> bool:
         """Whether a request is being decided."""
         return self._busy
+
+    @property
+    def new(self) -> bool:
+        """Whether nothing was asked yet."""
+        return self._new and not self._closing
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
@@ -142,7 +149,7 @@ class Session:
             self._broken = str(error)
             attributes = None
         if attributes is not None:
-            self._busy = True
+            self._busy, self._new = True, False
             return Asked(attributes, self._label, self._direction, self._reply)
         if self._broken:
             # Postfix's own document asks for this: no answer, a log line, a disconnect (SMTPD_POLICY_README).

@@ -116,3 +116,34 @@ def test_text_that_is_no_unicode_is_written_too(reader: Reader) -> None:
     messages.say("policyd: /tmp/\udcff")
     messages.flush()
     assert reader.lines() == ["policyd: /tmp/\\udcff"]
+
+
+def test_the_journal_learns_the_level(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line, also the second one of a message, has its priority where stderr is the journal, and nowhere else."""
+    status = os.fstat(reader.write)
+    for stream, marks in (
+        (f"{status.st_dev}:{status.st_ino}", ["<3>", "<3>", "<4>", "<6>", "<2>", "<3>"]),
+        (f"{status.st_dev}:{status.st_ino + 1}", [""] * 6),
+    ):
+        monkeypatch.setenv("JOURNAL_STREAM", stream)
+        reader.text = ""
+        messages = Messages(reader.write)
+        messages.say("policyd: no\nand why")
+        for number, level in enumerate((logging.WARNING, logging.INFO, logging.CRITICAL, logging.ERROR)):
+            messages.handle(record(number, level))
+        messages.flush()
+        assert reader.lines() == [
+            mark + text
+            for mark, text in zip(
+                marks,
+                [
+                    "policyd: no",
+                    "and why",
+                    "WARNING policyd.test: message 0",
+                    "INFO policyd.test: message 1",
+                    "CRITICAL policyd.test: message 2",
+                    "ERROR policyd.test: message 3",
+                ],
+                strict=True,
+            )
+        ]

@@ -54,6 +54,7 @@ RINGS: dict[str, tuple[str, ...]] = {
         "policyd.config",
         "policyd.decisionlog",
         "policyd.messages",
+        "policyd.notify",
         "policyd.dns",
         "policyd.geo",
         "policyd.postfix",

@@ -260,6 +260,61 @@ def test_a_socket_inherited_from_systemd(tmp_path: Path, family: socket.AddressF
             assert stat.S_IMODE(path.stat().st_mode) == 0o620
 
 
+def test_a_held_socket_is_found_by_its_address(tmp_path: Path) -> None:
+    """The same configuration with and without a socket unit; a reload that leaves it out and names it again serves it
+    again; and one that no listener names is told, for there Postfix would wait in vain."""
+    path = tmp_path / "sock"
+    address, other = f"unix:{path}", f"unix:{tmp_path}/other"
+    with socket.socket(socket.AF_UNIX) as held:
+        held.bind(str(path))
+        held.listen(100)
+        policyd = Policyd(
+            tmp_path,
+            policy(address),
+            wrapper=[sys.executable, "-c", HAND_OVER, str(held.fileno()), "policyd.socket"],
+            pass_fds=[held.fileno()],
+        )
+        with policyd:
+            policyd.reload(policy(other))
+            assert path.exists()
+            with Asker(address) as waiting:
+                waiting.send(request())
+                policyd.reload(policy(address))
+                assert waiting.answer() == "DUNNO"
+            assert policyd.ctl("ask", "user=alice@example.org").startswith("action=DUNNO")
+        assert path.exists()
+        assert "systemd listens" not in policyd.told()
+        policyd.configure(policy(other))
+        with policyd:
+            assert (
+                f"systemd listens on {address} for policyd, and [server] listen does not name it"
+                in policyd.told()
+            )
+    # Without systemd policyd opens it itself, once nobody listens there.
+    policyd = Policyd(tmp_path, policy(address))
+    with policyd, Asker(address) as asker:
+        assert asker.ask() == "DUNNO"
+
+
+def test_a_held_socket_whose_file_is_gone_is_opened_anew(tmp_path: Path) -> None:
+    """Somebody's rm: policyd puts its own there, in the same place."""
+    path = tmp_path / "sock"
+    with socket.socket(socket.AF_UNIX) as held:
+        held.bind(str(path))
+        held.listen(100)
+        policyd = Policyd(
+            tmp_path,
+            policy(f"unix:{path}"),
+            wrapper=[sys.executable, "-c", HAND_OVER, str(held.fileno()), "policyd.socket"],
+            pass_fds=[held.fileno()],
+        )
+        with policyd:
+            path.unlink()
+            policyd.wait_told("socket-back: ")
+            with Asker(f"unix:{path}") as asker:
+                assert asker.ask() == "DUNNO"
+
+
 def test_a_socket_that_systemd_did_not_hand_over(tmp_path: Path) -> None:
     """One clear line, and nothing is served."""
     done = Policyd(tmp_path, policy("systemd:policy")).try_start()
