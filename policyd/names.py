@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("policyd")
 
-#: Checks that ask the DNS.
+#: Checks of policyd's that ask the DNS; whether one of the admin's own does, nobody knows.
 ASKING = frozenset({"dnsbl", "spf"})
 #: A part of policyd: its name, how it does, since when (wall clock, ms), figures.
 Report = tuple[str, str, int, dict[str, Any]]
@@ -41,7 +41,9 @@ class Names:
 
         :raises ValueError: a nameserver is none.
         """
-        if self._parts is None and any(section.use in ASKING for section in config.checks):
+        if self._parts is None and any(
+            section.use in ASKING or "." in section.use for section in config.checks
+        ):
             # Here, because dnspython takes longer to load than all of policyd.
             from policyd.dns.resolver import Resolver
             from policyd.dns.spf import Evaluator

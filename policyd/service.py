@@ -22,6 +22,7 @@ from policyd.listen import Listening
 from policyd.names import Names
 from policyd.notify import Manager
 from policyd.sentence import DISTINCT
+from policyd.settings import Disagreement
 from policyd.settle import settle
 from policyd.stagewatch import StageWatch
 from policyd.store.locks import DaemonLock
@@ -53,6 +54,9 @@ def build_engine(config: Config, names: Names | None = None) -> Engine:
     for section in config.checks:
         try:
             rules.append(_rule(section, config, names))
+        except Disagreement as error:
+            place = section.places.get(error.key, section.place)
+            problems.append(f"{place}: check {section.name!r}: {error}")
         except (ValueError, LookupError) as error:
             problems.append(f"{section.place}: check {section.name!r}: {error}")
         except Exception as error:  # noqa: BLE001, whatever a check of the admin's own raises

@@ -18,6 +18,18 @@ Reader = Callable[[Any], Any]
 REQUIRED = dataclasses.MISSING
 
 
+class Disagreement(ValueError):
+    """Keys that do not go together."""
+
+    def __init__(self, key: str, text: str) -> None:
+        """
+        :param key: the one to look at first.
+        :param text: what is wrong, and what to write.
+        """
+        super().__init__(text)
+        self.key = key
+
+
 def setting(read: Reader, default: Any = REQUIRED, *, help: str, key: str = "") -> Any:
     """A dataclass field that is a configuration key.
 

@@ -21,7 +21,7 @@ from policyd.inquiry import Inquiry
 from policyd.opinion import OFF, Opinion
 from policyd.request import MX, RCPT, SUBMISSION, Request
 from policyd.senderpolicy import policy_domain
-from policyd.settings import boolean, fill, list_of, one_of, setting, string, template
+from policyd.settings import Disagreement, boolean, fill, list_of, one_of, setting, string, template
 from policyd.steering import Steering
 
 #: Scores that are remembered; when there are more, those remembered first go first.
@@ -287,36 +287,46 @@ def lists_of(options: Options) -> tuple[Blocklist, ...]:
 
 def _agree(options: Options) -> None:
     """
-    :raises ValueError: keys that do not go together.
+    :raises Disagreement: keys that do not go together.
     """
     zones = {site.zone for site in options.sites}
     for key, wanted in (("untested", options.untested), ("public_names", dict(options.public_names))):
         for zone in wanted:
             if zone not in zones:
-                raise ValueError(
-                    f"{key} names {zone}, which no site asks; the zones are {', '.join(sorted(zones))}"
+                raise Disagreement(
+                    key, f"{key} names {zone}, which no site asks; the zones are {', '.join(sorted(zones))}"
                 )
     highest, lowest = most_score(options.sites), least_score(options.sites)
     if options.threshold < 1:
-        raise ValueError(f"threshold = {options.threshold} would refuse everybody; write 1 or more")
+        raise Disagreement(
+            "threshold", f"threshold = {options.threshold} would refuse everybody; write 1 or more"
+        )
     if options.threshold > highest:
-        raise ValueError(
-            f"no sum of weights reaches threshold = {options.threshold}: together they are {highest}; lower it, or raise a weight"
+        raise Disagreement(
+            "threshold",
+            f"no sum of weights reaches threshold = {options.threshold}: together they are {highest}; lower it, "
+            "or raise a weight",
         )
     if options.allow_threshold > 0:
-        raise ValueError(f"allow_threshold = {options.allow_threshold} must be below 0, or 0 for none")
+        raise Disagreement(
+            "allow_threshold", f"allow_threshold = {options.allow_threshold} must be below 0, or 0 for none"
+        )
     if options.allow_threshold < lowest:
-        raise ValueError(
+        raise Disagreement(
+            "allow_threshold",
             f"no sum of weights reaches allow_threshold = {options.allow_threshold}: the negative ones are {lowest} together; "
-            "raise it, or add an allow list with a weight below 0"
+            "raise it, or add an allow list with a weight below 0",
         )
     for site in options.sites:
         single = [ranges[0][0] for ranges in site.filter if len(ranges) == 1 and ranges[0][0] == ranges[0][1]]
         if len(single) == 4 and is_refusal(site.zone, ".".join(map(str, single))):
-            raise ValueError(
-                f"{site.text!r} waits for a reply that is a refusal to answer, or no reply of a list, and never counts; remove it"
+            raise Disagreement(
+                "sites",
+                f"{site.text!r} waits for a reply that is a refusal to answer, or no reply of a list, and never counts; "
+                "remove it",
             )
         if not any(low <= 127 <= high for low, high in site.filter[0]):
-            raise ValueError(
-                f"{site.text!r} waits for replies outside of 127.0.0.0/8, which never count; correct the filter"
+            raise Disagreement(
+                "sites",
+                f"{site.text!r} waits for replies outside of 127.0.0.0/8, which never count; correct the filter",
             )

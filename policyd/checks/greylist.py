@@ -22,7 +22,18 @@ from policyd.greylisting import CLIENT, PASSED, WAITING, Triplet, normal_sender,
 from policyd.inquiry import Inquiry
 from policyd.opinion import Memory, MemoryKey, Opinion, Recalled
 from policyd.request import MX, RCPT, SUBMISSION, Request
-from policyd.settings import boolean, duration, fill, list_of, one_of, setting, string, template, whole
+from policyd.settings import (
+    Disagreement,
+    boolean,
+    duration,
+    fill,
+    list_of,
+    one_of,
+    setting,
+    string,
+    template,
+    whole,
+)
 from policyd.steering import Entry, Listing, Steering, canonical_value
 from policyd.units import DAY, HOUR, MINUTE, SECOND, format_duration
 
@@ -81,13 +92,21 @@ class Check:
 
     def __init__(self, options: Options, context: Context) -> None:
         if context.direction == SUBMISSION:
-            raise ValueError(
-                "delays no mail of one's own users, so for = 'submission' does nothing; write for = 'mx'"
+            raise Disagreement(
+                "for",
+                "delays no mail of one's own users, so for = 'submission' does nothing; write for = 'mx'",
+            )
+        if options.delay < SECOND:
+            raise Disagreement(
+                "delay",
+                f"delay = '{format_duration(options.delay)}' would refuse everybody once for nothing; write 1s or more, "
+                "or leave the check out",
             )
         if options.retry_window <= options.delay:
-            raise ValueError(
+            raise Disagreement(
+                "delay" if options.retry_window == Options.retry_window else "retry_window",
                 f"retry_window = '{format_duration(options.retry_window)}' is not longer than delay = "
-                f"'{format_duration(options.delay)}', so nothing could ever pass; write a longer one"
+                f"'{format_duration(options.delay)}', so nothing could ever pass; write a longer one",
             )
         self.needs: Mapping[str, frozenset[str]] = {MX: frozenset({RCPT})}
         self._options = options

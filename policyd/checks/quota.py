@@ -18,7 +18,7 @@ from policyd.checks import Context
 from policyd.inquiry import Inquiry
 from policyd.opinion import Opinion, Quota
 from policyd.request import END_OF_MESSAGE, RCPT, Request
-from policyd.settings import limit, list_of, one_of, setting, template
+from policyd.settings import Disagreement, limit, list_of, one_of, setting, template
 from policyd.steering import Steering
 from policyd.units import Limit
 
@@ -67,12 +67,13 @@ class Check:
 
     def __init__(self, options: Options, context: Context) -> None:
         if options.per != "client" and context.direction == "mx":
-            raise ValueError(
+            raise Disagreement(
+                "per",
                 f"per = {options.per!r} counts submission only and would count nothing with for = 'mx'; "
-                "write for = 'submission', or per = 'client'"
+                "write for = 'submission', or per = 'client'",
             )
         if options.per != "user" and not options.limits:
-            raise ValueError(f"per = {options.per!r} needs limits; tiers are per user")
+            raise Disagreement("per", f"per = {options.per!r} needs limits; tiers are per user")
         self._options = options
         self._tiers = context.tiers
         self._external = context.site.domains if options.count == "external" else None

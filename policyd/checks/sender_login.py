@@ -18,7 +18,7 @@ from policyd.inquiry import Inquiry
 from policyd.match import address_key, fold
 from policyd.opinion import Opinion
 from policyd.request import END_OF_MESSAGE, MX, RCPT, Request
-from policyd.settings import boolean, fill, list_of, one_of, setting, string, template
+from policyd.settings import Disagreement, boolean, fill, list_of, one_of, setting, string, template
 from policyd.steering import Steering
 
 
@@ -79,7 +79,9 @@ class Check:
 
     def __init__(self, options: Options, context: Context) -> None:
         if context.direction == MX:
-            raise ValueError("looks at logins only, so for = 'mx' does nothing; write for = 'submission'")
+            raise Disagreement(
+                "for", "looks at logins only, so for = 'mx' does nothing; write for = 'submission'"
+            )
         self._options = options
 
     async def check(self, request: Request, now: int, steering: Steering, inquiry: Inquiry) -> Opinion | None:

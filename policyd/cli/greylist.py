@@ -269,13 +269,17 @@ def forget(session: Session, wanted: Wanted, everything: bool, terms: Terms) -> 
         proved = len(keys.get(CLIENT, ()))
         if not triplets and not proved:
             raise NotFound("no such triplet is known; 'policyctl greylist list' shows what is")
-        said = f"{triplets} triplets" + (f", {proved} clients" if clients else "")
+        said = _number(triplets, "triplet") + (f", {_number(proved, 'client')}" if clients else "")
         if not terms.dry_run:
             _delete(connection, keys, terms, _described(wanted), said)
     session.done(
         {"dry_run": terms.dry_run, "triplets": triplets, "clients": proved},
         f"{terms.prefix}forgotten: {said}",
     )
+
+
+def _number(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _keys(connection: sqlite3.Connection, kind: str, wanted: Wanted) -> list[str]:

@@ -18,7 +18,8 @@ from policyd.decision import Decision, Operation
 from policyd.engine import Engine, Rule, effective_mode
 from policyd.errors import ConfigError, UserError
 from policyd.inquiry import Inquiry
-from policyd.opinion import ENFORCE, OFF, CounterKey, Quota
+from policyd.names import Names
+from policyd.opinion import ENFORCE, OFF, CounterKey, Proposal, Quota
 from policyd.request import END_OF_MESSAGE, Request
 from policyd.settle import NO_REF, limits_of, settle
 from policyd.steering import EVERY_CHECK, Entry, Steering
@@ -98,7 +99,7 @@ class Offline:
         :raises UserError: the decision failed.
         """
         received = time.perf_counter_ns()
-        proposal = finished(self.engine.consult(request, self.now, self.steering))
+        proposal = finished(self._consult(request))
         operation = Operation(request, proposal, received, lambda _operation, _decision: None)
         # Reads and decides, and leaves the writing to the caller, who does not.
         (decision,) = self._ledger.run_in_memory([operation]).decisions
@@ -109,6 +110,21 @@ class Offline:
             text = settled.answer.text.replace(settled.ref, NO_REF)
             settled = settled._replace(answer=settled.answer._replace(text=text), ref=None)
         return decision._replace(settled=settled._replace(mark=settled.mark.replace("memory", "").strip()))
+
+    async def _consult(self, request: Request) -> Proposal:
+        """The chain's opinions, with a resolver of its own: that of the configuration, asked as the daemon asks it."""
+        from policyd.service import build_engine
+
+        config = self.config
+        names = Names()
+        names.prepare(config)
+        try:
+            engine = build_engine(config, names)
+            names.take_over(config, [rule.check for rule in engine.rules])
+            due = time.monotonic() + config.server.deadline / 1000
+            return await engine.consult(request, self.now, self.steering, due)
+        finally:
+            await names.close()
 
     def mode(self, rule: Rule) -> str:
         """The mode in which the rule runs now."""

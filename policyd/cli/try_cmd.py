@@ -18,7 +18,8 @@ from policyd.cli.common import Session, json_option, pass_session
 def try_(session: Session, request: tuple[str, ...], listener: str) -> None:
     """Decide one request as the daemon would now; nothing is counted, and no reference is given out.
 
-    Takes what 'policyctl ask' takes. The policy is that of the file, which the daemon may not have read yet.
+    Takes what 'policyctl ask' takes. The policy is that of the file, which the daemon may not have read yet. Blocklists
+    and SPF are asked anew, at the nameservers of [dns]; which lists the daemon holds to be sick is not known here.
     """
     from policyd.cli.decisions import record
     from policyd.cli.explain import describe

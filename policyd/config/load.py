@@ -352,7 +352,16 @@ class _Assembly:
         given = {key: value for key, value in table.items() if key not in shared}
         place = document.place(path)
         return CheckSection(
-            name, use, common.direction, common.mode, common.on_error, options, place, given, common.when
+            name,
+            use,
+            common.direction,
+            common.mode,
+            common.on_error,
+            options,
+            place,
+            given,
+            common.when,
+            {key: document.place((*path, key)) for key in table},
         )
 
 

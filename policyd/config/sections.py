@@ -372,6 +372,8 @@ class CheckSection:
     #: The check's own keys as they were written.
     given: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     when: tuple[Condition, ...] = ()
+    #: ``FILE:LINE`` of each key that is written.
+    places: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -248,6 +248,30 @@ def test_a_list_that_lists_everybody_is_told_to(place: Beside, dns: DnsServer) -
     assert "asked through a public resolver" in place.run("dnsbl", "check", "192.0.2.7").output
 
 
+def test_try_asks_as_the_daemon_does(place: Beside, dns: DnsServer) -> None:
+    """What a listed client would be told can be seen beforehand, with what each list said; and that nobody else is."""
+    dns.add(f"2.0.0.127.{SECRET}", "A", "127.0.0.2")
+    dns.add(f"7.2.0.192.{SECRET}", "A", "127.0.0.2")
+    words = ("try", "client=192.0.2.7", "stage=RCPT", "sender=bob@example.net", "recipient=alice@example.org")
+    result = place.run(*words)
+    assert result.exit_code == 0, result.output
+    assert "550 5.7.1" in result.output
+    assert SECRET not in result.output
+    words = ("try", "client=192.0.2.8", *words[2:])
+    result = place.run(*words)
+    assert result.exit_code == 0, result.output
+    assert "550" not in result.output
+
+
+def test_options_that_do_not_agree_are_told_at_the_key(tmp_path: Path) -> None:
+    """The line of the key that is wrong, not that of the check."""
+    text = CONFIG + LISTS.replace("threshold = 3", "threshold = 9")
+    line = text.split("\n").index("threshold = 9") + 1
+    result = Beside(tmp_path, text).run("config", "check")
+    assert result.exit_code == 1
+    assert f"policyd.toml:{line}: check 'dnsbl': no sum of weights reaches threshold = 9" in result.output
+
+
 def test_options_that_do_not_agree_are_one_line(tmp_path: Path) -> None:
     """And a list can be taken out nevertheless: that is what one needs at night."""
     place = Beside(tmp_path, CONFIG + LISTS.replace("threshold = 3", "threshold = 9"))

@@ -97,10 +97,10 @@ def test_a_client_is_forgotten(place: Place) -> None:
     before = remembered(place)
     changes = place.ask("SELECT count(*) FROM change WHERE tbl = 'memory'")[0][0]
     dry = place.run("greylist", "forget", "--client", "192.0.2.9", "--dry-run")
-    assert dry.output == "dry run, nothing is changed: forgotten: 2 triplets, 1 clients\n"
+    assert dry.output == "dry run, nothing is changed: forgotten: 2 triplets, 1 client\n"
     assert remembered(place) == before
     result = place.run("greylist", "forget", "--client", "192.0.2.9", "--reason", "sends spam")
-    assert (result.exit_code, result.output) == (0, "forgotten: 2 triplets, 1 clients\n")
+    assert (result.exit_code, result.output) == (0, "forgotten: 2 triplets, 1 client\n")
     assert {key for _, key in before - remembered(place)} == {
         "192.0.2.0/24",
         "192.0.2.0/24 alice@example.net bob@example.org",
@@ -116,7 +116,7 @@ def test_a_triplet_is_forgotten(place: Place) -> None:
     result = place.run(
         "greylist", "forget", "--sender", "carol@example.net", "--recipient", "bob@example.org"
     )
-    assert result.output == "forgotten: 1 triplets\n"
+    assert result.output == "forgotten: 1 triplet\n"
     assert (CLIENT, "192.0.2.0/24") in remembered(place)
     assert shown(place, "--sender", "carol@example.net") == []
 
