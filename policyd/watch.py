@@ -167,23 +167,27 @@ class Watch:
                 if marks is None:
                     marks = account.marks[detect.name] = {}
                 before, after = note(marks, values, sentence, now, identifier)
-                found, crossed = after > sentence.amount, before <= sentence.amount < after
+                if after <= sentence.amount:
+                    continue
+                crossed = before <= sentence.amount
                 reason = f"{after} {sentence.noun}, more than {sentence.amount} in {format_duration(sentence.window)}"
             elif outcome != PASSED or not ended:
                 continue
             elif sentence.kind == USUAL:
                 if marks is None:
                     marks = account.marks[detect.name] = {}
-                found, crossed, reason = self._above_usual(account, marks, sentence, request, now, identifier)
+                crossed, reason = _above_usual(account, marks, sentence, request, now, identifier)
+                if not reason:
+                    continue
             else:
-                found, reason = _failing(sentence, user, now, state)
+                reason = _failing(sentence, user, now, state)
                 # Told once until it is well again.
-                crossed = found and not marks
-                if crossed:
-                    marks = account.marks[detect.name] = {"": [now, identifier]}
-                elif marks and not found:
-                    del account.marks[detect.name]
-            if not found or (detect.volume and self._quiet(account, steering, now)):
+                crossed = not marks
+                if not reason:
+                    account.marks.pop(detect.name, None)
+                    continue
+                marks = account.marks[detect.name] = {"": [now, identifier]}
+            if detect.volume and self._quiet(account, steering, now):
                 continue
             if mode == SHADOW or paused:
                 if crossed:
@@ -264,40 +268,6 @@ class Watch:
         tier = self.tiers.all.get(account.tier_of(self.tiers, now))
         return tier is not None and tier.quiet
 
-    def _above_usual(
-        self,
-        account: Account,
-        marks: dict[str, list[int]],
-        sentence: Sentence,
-        request: Request,
-        now: int,
-        identifier: int,
-    ) -> tuple[bool, bool, str]:
-        amount = request.recipients if sentence.noun == "recipients" else 1
-        width = max(1, sentence.window // PARTS)
-        oldest = (now - sentence.window + 1) // width
-        for old in [slot for slot in marks if int(slot) < oldest]:
-            del marks[old]
-        before = sum(entry[0] for entry in marks.values())
-        slot = str(now // width)
-        marks[slot] = [marks.get(slot, (0, 0))[0] + amount, identifier]
-        after, today = before + amount, now // DAY
-        peaks = account.past.setdefault(f"{sentence.noun}/{sentence.window}", [])
-        usual = usual_peak([peak for day, peak in peaks if day < today])
-        if peaks and peaks[-1][0] == today:
-            peaks[-1] = [today, max(peaks[-1][1], after)]
-        else:
-            peaks.append([today, after])
-            del peaks[:-DAYS_KEPT]
-        if usual is None:
-            return False, False, ""
-        line = max(sentence.least - 1, usual * sentence.amount)
-        reason = (
-            f"{after} {sentence.noun} in {format_duration(sentence.window)}, "
-            f"more than {sentence.amount} times the usual {usual}"
-        )
-        return after > line, before <= line < after, reason
-
     def _suspension(
         self,
         detect: Detect,
@@ -362,13 +332,55 @@ def evidence_of(detect: Detect, marks: Mapping[str, Sequence[int]]) -> dict[str,
     }
 
 
-def _failing(sentence: Sentence, user: str, now: int, state: State) -> tuple[bool, str]:
+def _above_usual(
+    account: Account,
+    marks: dict[str, list[int]],
+    sentence: Sentence,
+    request: Request,
+    now: int,
+    identifier: int,
+) -> tuple[bool, str]:
+    """Add the request up; whether it crosses the line, and what is found beyond it: empty when it is not."""
+    amount = request.recipients if sentence.noun == "recipients" else 1
+    width = max(1, sentence.window // PARTS)
+    oldest = (now - sentence.window + 1) // width
+    while marks and int(first := next(iter(marks))) < oldest:
+        del marks[first]
+    before = sum([entry[0] for entry in marks.values()])
+    slot = str(now // width)
+    marks[slot] = [marks[slot][0] + amount if slot in marks else amount, identifier]
+    after, today = before + amount, now // DAY
+    peaks = account.past.setdefault(f"{sentence.noun}/{sentence.window}", [])
+    if peaks and peaks[-1][0] == today:
+        if after > peaks[-1][1]:
+            peaks[-1] = [today, after]
+    else:
+        peaks.append([today, after])
+        del peaks[:-DAYS_KEPT]
+    if after < sentence.least:
+        return False, ""
+    usual = usual_peak([peak for day, peak in peaks if day < today])
+    if usual is None:
+        return False, ""
+    line = max(sentence.least - 1, usual * sentence.amount)
+    if after <= line:
+        return False, ""
+    window = format_duration(sentence.window)
+    return (
+        before <= line,
+        f"{after} {sentence.noun} in {window}, more than {sentence.amount} times the usual {usual}",
+    )
+
+
+def _failing(sentence: Sentence, user: str, now: int, state: State) -> str:
+    """What is found; empty when it is nothing."""
     total, failed = (
         state.counter(CounterKey("user", user, unit)).used(sentence.window, now)
         for unit in (DELIVERIES, FAILURES)
     )
-    found = total >= sentence.least and failed * 100 > total * sentence.amount
-    return found, f"{failed} of {total} deliveries failed in {format_duration(sentence.window)}"
+    if total < sentence.least or failed * 100 <= total * sentence.amount:
+        return ""
+    return f"{failed} of {total} deliveries failed in {format_duration(sentence.window)}"
 
 
 def _facts(

@@ -13,6 +13,7 @@ from policyd.geo import trouble as country_trouble
 from policyd.opinion import ENFORCE, OFF
 from policyd.request import MX
 from policyd.senderpolicy import RESULTS
+from policyd.sentence import SHARE
 
 #: Checks that have no finding.
 _FINDS_NOTHING = ("allow", "bans", "greylist", "quota", "sender_login")
@@ -49,6 +50,8 @@ def _of_detects(config: Config, checks: list[CheckSection]) -> Iterator[str]:
                 at
                 + 'suspends, and no check "bans" that enforces for submission refuses who is suspended; add it'
             )
+        if section.when.kind == SHARE:
+            yield at + "finds nothing yet: delivery results are not fed by this version"
         if section.when.noun == "countries":
             if not config.country_database:
                 yield (

@@ -1,0 +1,142 @@
+"""The mail server of the simulation: the shipped policy over a ledger in memory, with a clock that the mails set."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from policyd.accounts import LEARNED, LOGS_LEARNED
+from policyd.config import Config
+from policyd.decision import Earlier, Settled
+from policyd.request import Request
+from policyd.service import build_engine
+from policyd.steering import Milestone
+from policyd.units import DAY, HOUR, MINUTE
+from tests.fakes import FakeLedger
+from tests.simulation.month import Mail
+
+
+@dataclass
+class Outcome:
+    """What became of the mail of one account."""
+
+    #: Recipients of stolen mail that passed, until the suspension or in all.
+    stolen: int = 0
+    #: Ledger time of the first suspension, and whether it was the thief's mail that brought it.
+    suspended_at: int = 0
+    by_thief: bool = False
+    why: str = ""
+    #: Mails of the owner's that were refused before any theft.
+    refused: list[str] = field(default_factory=list)
+
+
+class MailServer(FakeLedger):
+    """Decides each mail as the daemon does: its recipients at RCPT, then the whole of it."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(build_engine(config))
+        self.config = config
+        self._mail: list[Earlier] = []
+        self._number = 0
+        self.outcomes: dict[str, Outcome] = {}
+
+    def earlier(self, request: Request) -> Earlier | None:
+        return None
+
+    def siblings(self, request: Request) -> Sequence[Earlier]:
+        return self._mail
+
+    def next_id(self) -> int:
+        return self._number
+
+    def _decide(self, mail: Mail, stage: str, recipient: str) -> Settled:
+        self._number += 1
+        request = self.config.site.request(
+            {
+                "protocol_state": stage,
+                "instance": f"{self._number}",
+                "client_address": mail.client,
+                "sasl_method": "PLAIN",
+                "sasl_username": mail.user,
+                "sender": mail.user,
+                "recipient": recipient,
+                "recipient_count": "0" if stage == "RCPT" else str(len(mail.recipients)),
+                "size": "0" if stage == "RCPT" else str(mail.size),
+            }
+        )
+        return super().decide(request)
+
+    def receives(self, mail: Mail) -> Settled:
+        """Decide one mail, and note what became of it."""
+        self.now = mail.at
+        self._mail = []
+        self.rows.clear()
+        settled: Settled | None = None
+        # With one recipient Postfix names it at the end too: half the work.
+        for recipient in mail.recipients if len(mail.recipients) > 1 else ():
+            settled = self._decide(mail, "RCPT", recipient)
+            if settled.verdict == "refuse":
+                break
+            _, _, earlier = self.rows[-1]
+            self._mail.append(earlier)
+        else:
+            one = mail.recipients[0] if len(mail.recipients) == 1 else ""
+            settled = self._decide(mail, "END-OF-MESSAGE", one)
+        assert settled is not None
+        self._note(mail, settled)
+        return settled
+
+    def runs(self, mails: Sequence[Mail]) -> None:
+        """Decide all of these; an application tries again each minute, for an hour, what was refused for now."""
+        again: list[tuple[int, int, Mail]] = []
+        for mail in mails:
+            while again and again[0][0] <= mail.at:
+                self._retry(again)
+            settled = self.receives(mail)
+            if settled.answer.verb.startswith("4") and mail.user.startswith("application"):
+                heapq.heappush(again, (mail.at + MINUTE, mail.at + HOUR, mail))
+        while again:
+            self._retry(again)
+
+    def _retry(self, again: list[tuple[int, int, Mail]]) -> None:
+        at, until, mail = heapq.heappop(again)
+        settled = self.receives(mail._replace(at=at))
+        if settled.answer.verb.startswith("4") and at < until:
+            heapq.heappush(again, (at + MINUTE, until, mail))
+
+    def _note(self, mail: Mail, settled: Settled) -> None:
+        outcome = self.outcomes.setdefault(mail.user, Outcome())
+        if mail.theft and not outcome.suspended_at:
+            outcome.stolen += len(mail.recipients) if settled.verdict == "pass" else 0
+        if settled.verdict == "refuse":
+            if settled.reason.startswith("suspended: ") and not outcome.suspended_at:
+                outcome.suspended_at, outcome.by_thief = mail.at, bool(mail.theft)
+                outcome.why = f"{settled.by}: {settled.reason}"
+            if not mail.theft:
+                outcome.refused.append(f"{settled.by}: {settled.reason}")
+
+    def learns(self, mails: Sequence[Mail]) -> None:
+        """What ``policyctl learn`` takes from the logs of these: accounts, whom each wrote to, its busiest hours."""
+        hours: dict[tuple[str, int], int] = {}
+        for mail in mails:
+            account = self.change(mail.user)
+            account.first_at = account.first_at or mail.at
+            account.last_at = mail.at
+            account.tier, account.tier_by, account.tier_since = (
+                self.config.tiers.learned,
+                LEARNED,
+                account.first_at,
+            )
+            self.meet(mail.user, mail.recipients, mail.at // DAY)
+            for part in (0, 1):
+                slot = (mail.user, 2 * (mail.at // HOUR) + part)
+                hours[slot] = hours.get(slot, 0) + len(mail.recipients)
+        for (user, slot), amount in sorted(hours.items()):
+            day = slot // 2 // 24
+            peaks = self.change(user).past.setdefault(f"recipients/{HOUR}", [])
+            if peaks and peaks[-1][0] == day:
+                peaks[-1] = [day, max(peaks[-1][1], amount)]
+            else:
+                peaks.append([day, amount])
+        self.steering.put("milestone", Milestone(LOGS_LEARNED, "", "simulation", 1, 0))
