@@ -37,7 +37,7 @@ def test_who_may_ask_gets_a_resolver(
     monkeypatch.syspath_prepend(str(tmp_path))
     path = tmp_path / "policyd.toml"
     path.write_text(
-        f'[site]\ndomains = ["example.org"]\n[dns]\nnameservers = ["127.0.0.1:5"]\n[[check]]\nuse = "{use}"\n'
+        f'[site]\ndomains = ["example.org"]\n[dns]\nnameservers = ["127.0.0.1:5"]\n[[check]]\nuse = "{use}"\nname = "it"\n'
     )
     names = Names()
     names.prepare(load(path, options_of))

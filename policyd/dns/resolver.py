@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from policyd.dns.cache import Cache, Key, clamp
+from policyd.dns.inbox import Inbox
 from policyd.dns.message import MOST_ALIASES, Question, Reply, canonical, make_question
 from policyd.dns.nameservers import system_nameservers
 from policyd.dns.upstream import Exchange, Nameserver
@@ -89,6 +90,7 @@ class Resolver:
         self._queue: deque[_LookUp] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._inbox = Inbox()
         self._nameservers: tuple[Nameserver, ...] = ()
         self._timeout = timeout
         self._most = MOST_UNDER_WAY
@@ -284,7 +286,9 @@ class Resolver:
         :raises ValueError: a nameserver is none; nothing has changed.
         """
         texts = tuple(nameservers) or system_nameservers()
-        new = tuple(Nameserver(text, timeout, self._nameserver_changed, self._wall) for text in texts)
+        new = tuple(
+            Nameserver(text, timeout, self._nameserver_changed, self._wall, self._inbox) for text in texts
+        )
         if [each.text for each in new] != [each.text for each in self._nameservers]:
             self._cache.clear()
         elif timeout == self._timeout and self._nameservers:

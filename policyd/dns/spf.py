@@ -29,6 +29,8 @@ LONGEST = 20.0
 #: Processor time for one evaluation, s; most take a hundredth. Its longest run is left out: Python's collection of garbage may
 #: have fallen into it.
 MOST_WORK = 0.2
+#: Below this it is over before anybody could wait for it, s.
+NOTABLE = 0.001
 #: A refusal waits so long at most for the text that explains it, s.
 EXPLAIN = 1.0
 #: How long a result is remembered, s, whatever its records say; one that could not be had, and one that never can.
@@ -205,8 +207,10 @@ class Evaluator:
         try:
             begun = time.thread_time()
             outcome = run(claim, self.receiver, sheet.known, memo)
-            sheet.note_work(time.thread_time() - begun)
-            await asyncio.sleep(0)
+            worked = time.thread_time() - begun
+            sheet.note_work(worked)
+            # At least as long for all others as for this.
+            await asyncio.sleep(worked if worked > NOTABLE else 0)
         finally:
             self._turns.leave()
         if outcome.open and sheet.worked > MOST_WORK:

@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Callable
 
+from policyd.dns.inbox import Inbox
 from policyd.dns.message import Question, Reply, answers, make_question, read_reply
 from policyd.dns.nameservers import parse_nameserver, write_nameserver
 from policyd.lookup import UNKNOWN
@@ -91,9 +92,11 @@ class Exchange:
                 self._end(UNREACHABLE)
                 return
             if answers(self.question, self._identity, data):
-                self._take(data)
+                self._nameserver.inbox.put(self._take, data)
 
     def _take(self, data: bytes) -> None:
+        if self.future.done() or self._task is not None:
+            return
         try:
             reply = read_reply(self.question, data)
         except ValueError:
@@ -161,12 +164,14 @@ class Nameserver:
         timeout: float,
         changed: Callable[[Nameserver], None],
         wall: Callable[[], float],
+        inbox: Inbox,
     ) -> None:
         """
         :param text: as in the configuration.
         :param timeout: in which a question has to be answered, s.
         :param changed: told when it went down or up.
         :param wall: the wall clock, s, for :attr:`since`.
+        :param inbox: where its answers wait to be read.
         """
         self.host, self.port = parse_nameserver(text)
         self.text = write_nameserver(self.host, self.port)
@@ -179,6 +184,7 @@ class Nameserver:
         self._timeout = timeout
         self._changed = changed
         self._wall = wall
+        self.inbox = inbox
         self._family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         self._waiting = False
         self._doubt: asyncio.TimerHandle | None = None
