@@ -30,7 +30,7 @@ class Earlier(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """What is told to Postfix and written down."""
+    """What is told to Postfix and written down; the fields in the order of the row's columns (schema/decision.sql)."""
 
     answer: Answer
     verdict: str

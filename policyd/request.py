@@ -43,25 +43,26 @@ MAX_KEPT = 512
 class Request(NamedTuple):
     """A policy request, normalised. Text is bindable and bounded; an absent value is ``""`` or 0."""
 
+    # First what is kept in the decision's row, in the order of its columns (schema/decision.sql).
     stage: str
     direction: str
-    #: Whose mail this is, when it is submission: the login, ``cert:…`` or ``client:…``; else ``""``.
-    account: str
     listener: str
+    policy_context: str
     instance: str
     queue_id: str
+    #: Whose mail this is, when it is submission: the login, ``cert:…`` or ``client:…``; else ``""``.
+    account: str
+    client_address: str
+    client_name: str
+    helo_name: str
     sender: str
     recipient: str
     recipient_count: int
     #: Octets; before END-OF-MESSAGE only what the client claimed (RFC 1870).
     size: int
-    client_address: str
-    client_name: str
     reverse_client_name: str
-    helo_name: str
     sasl_method: str
     sasl_username: str
-    policy_context: str
     stress: bool
     #: Folded forms, for matching.
     sender_key: str
@@ -102,6 +103,10 @@ class Request(NamedTuple):
     def client_net(self) -> str:
         """The client as it is counted: the address, or its /64 for IPv6."""
         return client_key(self.client_address)
+
+
+#: How many fields of a request, from the first, its decision's row has.
+WRITTEN = Request._fields.index("size") + 1
 
 
 class Attributes(NamedTuple):
@@ -237,21 +242,21 @@ class Site:
             (
                 stage[:32],
                 direction,
-                account,
                 listener,
+                context,
                 instance,
                 queue_id,
+                account,
+                client_address,
+                client_name,
+                helo_name,
                 sender,
                 recipient,
                 number(recipient_count),
                 number(size),
-                client_address,
-                client_name,
                 reverse_client_name,
-                helo_name,
                 sasl_method,
                 sasl_username,
-                context,
                 stress == "yes",
                 sender_key,
                 sender_domain,

@@ -27,7 +27,7 @@ from policyd.accounts import Account
 from policyd.answer import Answer
 from policyd.decision import MEMORY, REFUSED, Decision, Earlier, Operation, Settled
 from policyd.opinion import CounterKey, Memory, MemoryKey, Proposal
-from policyd.request import END_OF_MESSAGE, RCPT, Request
+from policyd.request import END_OF_MESSAGE, RCPT, WRITTEN, Request
 from policyd.settle import limits_of, recipients_of
 from policyd.steering import Steering, Suspension
 from policyd.store import partitions
@@ -825,35 +825,13 @@ class NotWritten(Exception):
 def _row(decision: Decision) -> tuple[str | int | None, ...]:
     """The columns of schema/decision.sql."""
     identifier, at, wall_at, request, settled, policy, micros = decision
+    answer = settled.answer
     return (
-        identifier,
-        at,
-        wall_at,
-        request.stage,
-        request.direction,
-        request.listener,
-        request.policy_context,
-        request.instance,
-        request.queue_id,
-        request.account,
-        request.client_address,
-        request.client_name,
-        request.helo_name,
-        request.sender,
-        request.recipient,
-        request.recipient_count,
-        request.size,
-        str(settled.answer),
-        settled.verdict,
-        settled.by,
-        settled.reason,
-        settled.ref,
-        settled.would,
-        settled.detail,
-        settled.charges,
-        policy,
-        micros,
-        settled.mark,
+        (identifier, at, wall_at)
+        + request[:WRITTEN]
+        + (answer.verb if not answer.text else str(answer),)
+        + settled[1:8]
+        + (policy, micros, settled.mark)
     )
 
 
