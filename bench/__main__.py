@@ -72,7 +72,9 @@ def main() -> int:
             for line in machine.describe(work):
                 print(line, flush=True)
             if given.quick:
-                print("quick     one short round and a small database: whether it works, not how fast it is")
+                print(
+                    "quick     a few short rounds and a small database: whether it works, not how fast it is"
+                )
             for name in names:
                 print(f"\n{name}: {(FIGURES[name].__doc__ or '').splitlines()[0]}", flush=True)
                 try:

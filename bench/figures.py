@@ -55,7 +55,7 @@ FULL = Scale(
     triplets=5_000_000,
 )
 QUICK = Scale(
-    rounds=1,
+    rounds=3,
     seconds=2.0,
     users=20_000,
     decisions=100_000,
@@ -66,6 +66,8 @@ QUICK = Scale(
 )
 
 CONNECTIONS = 50
+#: s.
+WARMING = 3.0
 ACTIVE = 1_000
 HELD, HELD_RATE = 1_000, 500
 
@@ -190,7 +192,8 @@ def throughput(scale: Scale, work: Path, say: Say) -> None:
             rest(server)
         rates = {server.name: Rates() for server in running}
         for server in running:
-            saturate(server, min(1.0, scale.seconds))  # connections, caches and the first rows of each login
+            # Connections, caches, and the first rows of each login: it takes some ten thousand requests to meet them all.
+            saturate(server, WARMING)
         for _ in range(scale.rounds):
             for server in running:
                 saturate(server, scale.seconds, into=rates[server.name])

@@ -218,11 +218,10 @@ def settle(
             continue
         quota = opinion.quota
         if quota is not None:
+            limits = quota.limits
             if quota.tiers is not None:
-                quota = quota._replace(
-                    limits=limits_of(quota, state.steering, state.account(quota.value), now)
-                )
-            trials.append(_try(heard, quota, request, now, state, local_time, testing))
+                limits = limits_of(quota, state.steering, state.account(quota.value), now)
+            trials.append(_try(heard, quota, limits, request, now, state, local_time, testing))
         elif heard.mode != ENFORCE and opinion.answer is not DUNNO:
             would.append(_would(heard.check, opinion.answer))
 
@@ -453,6 +452,7 @@ def _is_internal(request: Request, recipient: str, own: frozenset[str]) -> bool:
 def _try(
     heard: Heard,
     quota: Quota,
+    limits: tuple[Limit, ...],
     request: Request,
     now: int,
     state: State,
@@ -467,7 +467,7 @@ def _try(
     twice = True
     amounts = _amounts(request, quota, state)
     scope, value, grants = quota.scope, quota.value, quota.grants
-    for unit, name, limits, widths in counted(quota.limits, quota.external is not None) if amounts else ():
+    for unit, name, of_unit, widths in counted(limits, quota.external is not None) if amounts else ():
         amount = amounts[unit]
         key = _new(CounterKey, (scope, value, name))
         if quota.counts and amount:
@@ -477,7 +477,8 @@ def _try(
         counter = state.counter(key)
         every = counter.all
         granted = grants.get(unit, 0) if grants else 0
-        for limit, width in limits:
+        begin = f'["{heard.check}","{scope}",{json_text(value)},"{name}",'
+        for limit, width in of_unit:
             if every and width not in every:
                 # A width that is new is filled from the others now, not anew at each refusal with a later time.
                 state.charge(key, widths, 0, now)
@@ -485,10 +486,7 @@ def _try(
             used = every[width].used(limit.window, now) if every else 0
             allowed = limit.amount + granted
             fits = used + amount <= allowed
-            numbers.append(
-                f'["{heard.check}","{scope}",{json_text(value)},"{name}",'
-                f"{limit.window},{allowed},{used},{amount},{fits:d}]"
-            )
+            numbers.append(f"{begin}{limit.window},{allowed},{used},{amount},{'1' if fits else '0'}]")
             if not fits and amount:
                 twice = twice and used + amount <= 2 * allowed
                 if worst is None or (amount > allowed and not worst.alone):

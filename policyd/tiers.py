@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from policyd.match import domain_of
 from policyd.units import Limit
@@ -47,6 +48,8 @@ class Tiers:
 
     def member_of(self, account: str) -> str:
         """The tier that names ``account`` as a member, itself or else by its domain; empty when none does."""
+        if not self._have_members:
+            return ""
         by_domain = ""
         domain = "@" + domain_of(account)
         for tier in self.all.values():
@@ -55,6 +58,10 @@ class Tiers:
             if domain in tier.members and not by_domain:
                 by_domain = tier.name
         return by_domain
+
+    @cached_property
+    def _have_members(self) -> bool:
+        return any(tier.members for tier in self.all.values())
 
     def limits_of(self, account: str) -> tuple[Limit, ...]:
         """The limits of the tier that the configuration puts ``account`` into; none when there are no tiers."""

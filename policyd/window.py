@@ -92,7 +92,11 @@ class Series:
         the lenient error.
         """
         oldest = (now - window + 1) // self.width
-        return sum([amount for slot, amount in self.cells.items() if slot >= oldest])
+        total = 0
+        for slot, amount in self.cells.items():
+            if slot >= oldest:
+                total += amount
+        return total
 
     def room_at(self, window: int, now: int, excess: int) -> int:
         """The first ledger time, from ``now`` on, at which ``excess`` or more of what counts now has left the window."""

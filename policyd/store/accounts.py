@@ -115,6 +115,10 @@ class Accounts:
         """Whether the database does not have to be asked about ``user``."""
         return self._of(user) is not None
 
+    def held(self, user: str) -> Account | None:
+        """The account as the operations before left it, not to be changed; ``None``: the database has to be asked."""
+        return self._of(user)
+
     def get(self, user: str) -> Account:
         """The account as the operations before left it, not to be changed; a new one when there is none."""
         return self._of(user) or Account(user)

@@ -20,7 +20,6 @@ import logging
 import secrets
 import sqlite3
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from policyd.accounts import Account
@@ -28,7 +27,7 @@ from policyd.answer import Answer
 from policyd.decision import MEMORY, REFUSED, Decision, Earlier, Operation, Settled
 from policyd.opinion import CounterKey, Memory, MemoryKey, Proposal
 from policyd.request import END_OF_MESSAGE, RCPT, WRITTEN, Request
-from policyd.settle import limits_of, recipients_of
+from policyd.settle import counted, limits_of, recipients_of
 from policyd.steering import Steering, Suspension
 from policyd.store import partitions
 from policyd.store.accounts import Accounts, Layer, Pair
@@ -37,7 +36,6 @@ from policyd.store.instances import IDENTITY, Instances, earlier_of
 from policyd.store.memory import Facts, Memories
 from policyd.store.statements import chunked, flat, insert_decisions, select_counters, upsert_counters
 from policyd.store.steering_sync import SteeringMirror
-from policyd.units import Limit
 from policyd.watch import AUTHOR
 from policyd.window import Counter
 
@@ -143,12 +141,6 @@ class Staged:
         self.rows: list[tuple[str | int | None, ...]] = []
         #: The row of each counter that changed, by its key.
         self.counters: dict[tuple[str, ...], tuple[Any, ...]] = {}
-
-
-@lru_cache(maxsize=4096)
-def counted_units(limits: tuple[Limit, ...], external: bool) -> tuple[str, ...]:
-    """The units of the counters that ``limits`` look at."""
-    return tuple(dict.fromkeys(limit.unit + "/external" if external else limit.unit for limit in limits))
 
 
 def reference(sequence: int) -> str:
@@ -703,6 +695,7 @@ class Ledger:
         users: set[str] = set()
         pairs: set[Pair] = set()
         counters, accounts = self._counters, self.accounts
+        steering, now = self.steering, self.clock.now()
         instances = self.instances.unread(operation.request for operation in operations)
         for operation in operations:
             request, proposal = operation.request, operation.proposal
@@ -717,14 +710,15 @@ class Ledger:
                     continue
                 limits = quota.limits
                 if quota.tiers is not None:
-                    if not accounts.knows(quota.value):
+                    account = accounts.held(quota.value)
+                    if account is None:
                         users.add(quota.value)
                         continue
-                    limits = limits_of(quota, self.steering, accounts.get(quota.value), self.clock.now())
-                for unit in counted_units(limits, quota.external is not None):
+                    limits = limits_of(quota, steering, account, now)
+                for _, name, _, _ in counted(limits, quota.external is not None):
                     # A plain tuple finds what a CounterKey does.
-                    if (quota.scope, quota.value, unit) not in counters:
-                        keys.add(CounterKey(quota.scope, quota.value, unit))
+                    if (quota.scope, quota.value, name) not in counters:
+                        keys.add(CounterKey(quota.scope, quota.value, name))
             watch = proposal.watch
             if watch is not None and request.login:
                 if not accounts.knows(request.account):
