@@ -67,6 +67,7 @@ RINGS: dict[str, tuple[str, ...]] = {
         "policyd.twisted_listen",
         "policyd.service",
         "policyd.names",
+        "policyd.doctor",
         "policyd.cli",
         "policyd.__main__",
     ),
@@ -104,7 +105,7 @@ RESERVED: dict[str, tuple[str, ...]] = {
     "uvloop": ("assembly",),
     "click": ("policyd.cli",),
     "sqlite_utils": ("policyd.cli",),
-    "sqlite3": ("policyd.store", "policyd.cli"),
+    "sqlite3": ("policyd.store", "policyd.doctor", "policyd.cli"),
     "dns": ("outside",),
     "spf": ("outside",),
     "idna": ("words", "outside"),  # pure functions; without A-labels one domain has two spellings

@@ -131,6 +131,7 @@ COMMANDS: dict[str, Entry] = {
     "ask": Entry("policyd.cli.ask:ask", "Send one request to the running daemon", _LOOK),
     "try": Entry("policyd.cli.try_cmd:try_", "Decide one request here; nothing is counted", _LOOK),
     "status": Entry("policyd.cli.status:status", "Does it run, and is all well", _LOOK),
+    "doctor": Entry("policyd.cli.doctor:doctor", "What is wrong, why it matters, and what mends it", _LOOK),
     "spf": Entry("", "Sender policies (SPF)", _LOOK),
     "spf check": Entry("policyd.cli.spf:check", "May this client send for that domain, and why"),
     "postfix": Entry("", "What Postfix needs to ask policyd", _SERVE, otherwise="show"),

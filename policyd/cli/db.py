@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from policyd.answer import escape
-from policyd.cli.common import Session, json_option, pass_session, table
+from policyd.cli.common import Session, author, json_option, pass_session, table
 from policyd.cli.when import iso, stamp
+from policyd.errors import StoreError
 from policyd.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -111,10 +112,24 @@ def backup(session: Session, target: str) -> None:
     from policyd.store import copies
 
     octets = copies.backup(session.database, target)
+    _remember(session, target)
     session.done(
         {"backup": target, "size": octets},
         f"{escape(target, 1000)}: {format_size(octets)}, checked and on disk",
     )
+
+
+def _remember(session: Session, target: str) -> None:
+    """Leave a line in the history, by which 'policyctl doctor' knows how old the last backup is."""
+    from policyd.store import admin
+
+    path = os.path.abspath(target)
+    try:
+        with session.changing() as connection, admin.change(connection, author()) as change:
+            change.record("db backup", "database", escape(path, 1000))
+    except StoreError as error:
+        # The copy is made, whatever state the original is in.
+        session.note(f"the history has no line of it: {error}")
 
 
 @click.command()

@@ -27,13 +27,15 @@ def test_a_backup_of_a_database_in_use_is_whole(sample: Sample, policyctl: Run, 
     """It holds what was committed, also what is in the WAL only, while the daemon holds the file."""
     for _ in range(5):
         sample.ask()
+    before = content(sample.path)
     lock = DaemonLock(sample.path)
     try:
         ran = policyctl("db", "backup", str(tmp_path / "copy.db"))
     finally:
         lock.release()
     assert ran.code == 0
-    assert content(tmp_path / "copy.db") == content(sample.path)
+    assert content(tmp_path / "copy.db") == before
+    assert policyctl("history", "database", "--json").json[0]["action"] == "db backup"
     assert os.stat(tmp_path / "copy.db").st_mode & 0o077 == 0
     assert sorted(path.name for path in tmp_path.glob("copy*")) == ["copy.db"]
 
@@ -51,8 +53,8 @@ def test_a_backup_overwrites_nothing(sample: Sample, policyctl: Run, tmp_path: P
 def test_restore_brings_back_and_keeps_the_old_file(sample: Sample, policyctl: Run, tmp_path: Path) -> None:
     """What was there before stays beside it, with all that was committed, and no WAL of it is left to be played in."""
     sample.ask()
-    assert policyctl("db", "backup", str(tmp_path / "copy.db")).code == 0
     at_backup = content(sample.path)
+    assert policyctl("db", "backup", str(tmp_path / "copy.db")).code == 0
     sample.ask()
     later = content(sample.path)
     sample.close()

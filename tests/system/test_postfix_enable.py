@@ -39,14 +39,13 @@ FILTER = "10025 inet n - y - - smtpd\n  -o content_filter=\n  -o mynetworks=127.
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Postfix, Policyd]]:
+    postfix = Postfix("", stock_master_cf("submission", "submissions") + FILTER)
+    # Where Postfix's processes may read; pytest's own directories are root's.
+    (postfix.directory / "domains").write_text("# ours\nexample.net anything\n")
+    (postfix.directory / "patterns").write_text("/^never$/ x\n")
+    with (postfix.config / "main.cf").open("a") as main_cf:
+        main_cf.write(MAIN_CF.format(directory=postfix.directory))
     directory = tmp_path_factory.mktemp("enable")
-    (directory / "domains").write_text("# ours\nexample.net anything\n")
-    (directory / "patterns").write_text("/^never$/ x\n")
-    for each in (directory, *directory.parents[:2]):
-        each.chmod(0o755)
-    postfix = Postfix(
-        MAIN_CF.format(directory=directory), stock_master_cf("submission", "submissions") + FILTER
-    )
     with postfix, Policyd(directory, POLICY.format(socket=postfix.queue / SOCKET)) as policyd:
         yield postfix, policyd
 
