@@ -255,7 +255,9 @@ def _unix_socket(path: str, listener: Listener) -> socket.socket:
             try:
                 os.chown(path, -1, grp.getgrnam(listener.group).gr_gid)
             except KeyError:
-                raise UserError(f"{listener.address}: there is no group {listener.group!r}") from None
+                raise UserError(
+                    f"{listener.address}: there is no group {listener.group!r}; correct group of this listener"
+                ) from None
         sock.listen(BACKLOG)
     except (OSError, UserError):
         sock.close()

@@ -25,6 +25,7 @@ from policyd.sentence import DISTINCT
 from policyd.settings import Disagreement
 from policyd.settle import settle
 from policyd.stagewatch import StageWatch
+from policyd.store.clock import wall
 from policyd.store.locks import DaemonLock
 from policyd.store.steering_reader import SteeringReader
 from policyd.store.upkeep import Keep
@@ -152,11 +153,15 @@ class Service:
         self._writer.deliver = self.desk.deliver
         self._writer.replaced = self._reader.reopen
         self._writer.on_loop, self._writer.soon = loop.call_soon_threadsafe, loop.call_soon
+        #: Since when the policy holds; wall clock, ms.
+        self._since = wall()
         self._apply(config)
         self._timer: asyncio.TimerHandle | None = None
         self._life: asyncio.TimerHandle | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._mending: asyncio.Task[None] | None = None
+        #: Whether it ever listened: what never began is not told to have ended.
+        self._listened = False
         #: Decision logs that a reload replaced, while they are written.
         self._old_logs: list[DecisionLog] = []
 
@@ -168,6 +173,7 @@ class Service:
         self._writer.start()
         for listener in self.config.server.listen:
             await self.listening.open(listener)
+        self._listened = True
         self._loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
         self._loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
         self._look()
@@ -227,7 +233,8 @@ class Service:
         for decision_log in (*self._old_logs, self.desk.decision_log):
             decision_log.close()
         self._lock.release()
-        log.info("policyd ended")
+        if self._listened:
+            log.info("policyd ended")
 
     async def _last_requests(self, until: float) -> None:
         """Let in who was accepted before the listeners closed, and read what has come in by now."""
@@ -261,12 +268,16 @@ class Service:
         if not self._writer.alive():
             log.critical("the writer has ended; nothing is counted any more, restart policyd")
         self.names.watch()
-        self._writer.tell(self.names.report())
+        self._tell()
         for line in self.desk.stages.missing():
             log.warning("%s", line)
         if self._mending is None or self._mending.done():
             self._mending = self._loop.create_task(self._mend())
         self._timer = self._loop.call_later(LOOK, self._look)
+
+    def _tell(self) -> None:
+        """Have ``policyctl status`` see how things are."""
+        self._writer.tell([("policy", self.config.policy_version, self._since, {}), *self.names.report()])
 
     async def _mend(self) -> None:
         try:
@@ -322,7 +333,9 @@ class Service:
         self.desk.engine, self.desk.site = engine, config.site
         self.desk.stages = StageWatch(engine.rules, engine.watch)
         old, self.config = self.config, config
+        self._since = wall()
         self._apply(config)
+        self._tell()
         _warn(config)
         log.info("reloaded: policy %s, before %s", config.policy_version, old.policy_version)
 

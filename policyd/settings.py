@@ -14,6 +14,9 @@ from typing import Any
 from policyd.match import Network, NetworkSet, fold, parse_network
 from policyd.units import Limit, parse_duration, parse_limit, parse_size
 
+#: Braces in what strangers wrote, as they stand in an answer.
+_ROUND = str.maketrans("{}", "()")
+
 Reader = Callable[[Any], Any]
 REQUIRED = dataclasses.MISSING
 
@@ -145,10 +148,18 @@ def template(*fields: str) -> Reader:
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:
-    """``text`` with each ``{name}`` replaced; :class:`KeyError` for an unknown name. Nothing else is special."""
+    """``text`` with each ``{name}`` replaced; :class:`KeyError` for an unknown name. Nothing else is special.
+
+    The reference is filled in later, where ``{ref}`` stands then; so no value may hold braces but that of ``ref`` itself.
+    """
     out = []
     for piece in _split_fields(text):
-        out.append(values[piece[1:-1]] if piece[:1] == "{" and piece[-1:] == "}" else piece)
+        if piece[:1] == "{" and piece[-1:] == "}":
+            name = piece[1:-1]
+            value = values[name]
+            out.append(value if name == "ref" else value.translate(_ROUND))
+        else:
+            out.append(piece)
     return "".join(out)
 
 

@@ -124,7 +124,13 @@ async def open_endpoint(listening: Listening, listener: Listener) -> _EndpointPo
     loop = listening.desk.loop
     try:
         endpoint = serverFromString(cast("Any", reactor), listener.address)  # type: ignore[no-untyped-call]
-        port = await endpoint.listen(_PolicyFactory(listening, listener)).asFuture(loop)
     except Exception as error:  # whatever a plug-in of Twisted's raises about a string of the admin's
+        raise UserError(
+            f"{listener.address} is no Twisted endpoint: {error}; "
+            "write it as tcp:10047:interface=127.0.0.1, or see endpoints in Twisted's manual"
+        ) from error
+    try:
+        port = await endpoint.listen(_PolicyFactory(listening, listener)).asFuture(loop)
+    except Exception as error:  # of a plug-in's own kind, too
         raise UserError(f"cannot listen on {listener.address}: {error}") from error
     return _EndpointPort(port, loop)

@@ -126,7 +126,9 @@ def test_a_setting_without_a_default_is_required() -> None:
 
 def test_fill_replaces_fields_and_nothing_else() -> None:
     """A value is never read as a template, percent signs and lone braces are text."""
-    assert fill("{a}{b} {a}", {"a": "{b}", "b": "2"}) == "{b}2 {b}"
+    assert fill("{a}{b} {a}", {"a": "(b)", "b": "2"}) == "(b)2 (b)"
+    # What a stranger wrote is no field, least of all that of the reference, which is filled in last.
+    assert fill("{a} {ref}", {"a": "{ref}{a}", "ref": "{ref}"}) == "(ref)(a) {ref}"
     assert fill("100% {", {}) == "100% {"
     assert fill("} {a}", {"a": "1"}) == "} 1"
     assert fill("", {}) == ""

@@ -19,7 +19,9 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     "$python" -m venv "$venv" >/dev/null || fail "$python cannot make $venv; on Debian: apt-get install python3-venv"
 fi
 
-"$venv/bin/python" -m pip install --quiet --editable '.[test,lint]' ||
+echo "make-venv: installing policyd and what it needs into $venv; this takes about half a minute"
+# Packages without pyproject.toml (pyspf) are built in the way that all others are, else pip warns of the old one.
+"$venv/bin/python" -m pip install --quiet --use-pep517 --editable '.[test,lint]' ||
     fail "pip could not install policyd's requirements into $venv (see above)"
 "$venv/bin/python" -m pip install --quiet --editable '.[fast]' ||
     echo "make-venv: uvloop cannot be installed here; policyd runs on Python's own event loop, somewhat slower" >&2

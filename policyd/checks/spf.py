@@ -189,8 +189,8 @@ class Check:
             "identity": "HELO" if result.identity == HELO else "MAIL FROM",
             "domain": result.domain or "the sender",
             "address": claim.ip,
-            "explanation": _told(result.explanation, 150),
-            "problem": _told(result.problem, 100) or "no verdict",
+            "explanation": escape(result.explanation, 150),
+            "problem": escape(result.problem, 100) or "no verdict",
             "ref": "{ref}",
         }
         text = fill(self._options.error_text if error else self._options.text, fields)
@@ -268,11 +268,6 @@ def _reason(result: SpfResult) -> str:
     elif result.result != NONE and result.mechanism:
         words += f" by {escape(result.mechanism, 60)}"
     return words
-
-
-def _told(text: str, most: int) -> str:
-    """What strangers wrote into their records, as part of an answer: no field of a template either."""
-    return escape(text, most).replace("{", "(").replace("}", ")")
 
 
 def _quoted(value: str) -> str:

@@ -48,6 +48,7 @@ def add_ban(session: Session, kind: str, values: tuple[str, ...], force: bool, t
 
     entries.add(session, "ban", kind, values, terms, objection)
     entries.warn_without(session, "bans", "ban")
+    _warn_own(session, kind, banned)
     _warn_allowed(session, kind, banned)
 
 
@@ -98,6 +99,31 @@ def never_bans(session: Session, kind: str, value: str) -> str:
             elif never in (value, domain_of(value)):
                 return str(never)
     return ""
+
+
+def _warn_own(session: Session, kind: str, values: list[str]) -> None:
+    """Remark which of the values are the site's own, or everybody: a slip at night must not stop all mail unseen."""
+    site = session.config.site
+    for value in values:
+        own: list[str] = []
+        if kind == "domain":
+            own = sorted(
+                each for each in site.domains if each == value or each.endswith(f".{value.lstrip('.')}")
+            )
+        network = client_network(value) if kind == "client" else None
+        if network is not None:
+            inside = [
+                each
+                for each in site.networks
+                if each.version == network.version and each.subnet_of(network)  # type: ignore[arg-type]
+            ]
+            own = ["every client"] if not network.prefixlen else [str(each) for each in inside]
+        if own:
+            shown = ", ".join(own[:3]) + (", ..." if len(own) > 3 else "")
+            what = f"is {shown}" if own == ["every client"] else f"covers {shown} of [site]"
+            session.note(
+                f"{kind} {value} {what}: your own mail is refused, too; 'policyctl unban {kind} {value}' lifts it"
+            )
 
 
 def _warn_allowed(session: Session, kind: str, values: list[str]) -> None:

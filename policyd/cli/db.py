@@ -84,7 +84,7 @@ def size(session: Session, tables: bool) -> None:
         (
             "decisions",
             sizes.decisions,
-            f"in {sizes.partitions} tables"
+            f"in {sizes.partitions} table{'s' if sizes.partitions != 1 else ''}"
             + (f", since {stamp(sizes.oldest_wall)}" if sizes.oldest_wall else ""),
         ),
         ("counters", sizes.counters, ""),

@@ -298,9 +298,8 @@ class Findings:
             lines += ["", usage_table(self.usages, self.times)]
         lines.append("")
         if self.last is not None:
-            lines.append(
-                f"last seen {stamp(self.last.wall_at)} from {escape(self.last.client)}: {escape(self.last.action, 500)}"
-            )
+            place = f" from {escape(self.last.client)}" if self.last.client else ""
+            lines.append(f"last seen {stamp(self.last.wall_at)}{place}: {escape(self.last.action, 500)}")
         refusal = self.last_refusal
         if refusal is not None:
             explain = f"; policyctl explain {escape(refusal.ref)}" if refusal.ref else ""

@@ -32,6 +32,11 @@ def _open(path: str) -> int:
             raise StoreRefused(
                 f"{path}: {error.strerror}; make room on that file system, or mount it writable"
             ) from None
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            directory = os.path.dirname(os.path.abspath(path))
+            raise StoreRefused(
+                f"there is no directory {directory} for the database; make it, owned by policyd's user, or correct [store] url"
+            ) from None
         raise StoreRefused(
             f"{path}: {error.strerror}; run it as the user that owns the database, or as root"
         ) from None
@@ -42,8 +47,10 @@ class DaemonLock:
 
     def __init__(self, database: str) -> None:
         """
-        :raises StoreRefused: another daemon holds it.
+        :raises StoreRefused: another daemon holds it, or it cannot be had.
         """
+        if os.path.isdir(database):
+            raise StoreRefused(f"{database} is a directory; name a file in it in [store] url")
         self._fd = _open(f"{database}.daemon-lock")
         # Who only asks whether a daemon runs (daemon_running) holds the lock too, for a moment.
         for tries_left in range(4, -1, -1):

@@ -408,6 +408,28 @@ def test_force_bans_who_was_never_seen(place: Place) -> None:
     assert [row["value"] for row in place.json("bans")] == ["bob@example.org"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "words"),
+    [
+        ("client", "0.0.0.0/0", "client 0.0.0.0/0 is every client"),
+        ("client", "10.0.0.0/8", "client 10.0.0.0/8 covers 10.1.0.0/16 of [site]"),
+        ("domain", "org", "domain org covers example.org of [site]"),
+        ("domain", ".org", "domain .org covers example.org of [site]"),
+        ("domain", "example.org", "domain example.org covers example.org of [site]"),
+    ],
+)
+def test_a_ban_of_oneself_is_remarked(place: Place, kind: str, value: str, words: str) -> None:
+    """A slip at night that refuses all own mail is seen at once, with the way back."""
+    text = place.config.read_text().replace("[site]", '[site]\nnetworks = ["10.1.0.0/16"]', 1)
+    place.config.write_text(text)
+    ran = place.ran("ban", kind, value)
+    assert ran.exit_code == 0
+    assert f"{words}: your own mail is refused, too; 'policyctl unban {kind} {value}' lifts it" in ran.stderr
+    for other in ("198.51.100.0/24", "10.1.2.3"):
+        assert "your own mail" not in place.ran("ban", "client", other).stderr
+    assert "your own mail" not in place.ran("ban", "domain", ".example.org").stderr
+
+
 def test_a_network_around_a_spared_one_can_be_banned(place: Place) -> None:
     """The never list spares its own part; the rest of the network is refused."""
     assert place.run("ban", "client", "192.0.0.0/16").exit_code == 0
