@@ -38,6 +38,8 @@ RINGS: dict[str, tuple[str, ...]] = {
         "policyd.condition",
         "policyd.greylisting",
         "policyd.accounts",
+        "policyd.peaks",
+        "policyd.findings",
         "policyd.sentence",
         "policyd.suspending",
     ),
@@ -57,6 +59,7 @@ RINGS: dict[str, tuple[str, ...]] = {
         "policyd.notify",
         "policyd.dns",
         "policyd.geo",
+        "policyd.maillog",
         "policyd.postfix",
     ),
     "assembly": (
