@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench import dnsflood, dnslists, dnsspf, dnstrouble, figures, machine, servers
+from bench import dnsflood, dnslists, dnsspf, dnstrouble, figures, learning, machine, servers
 
 FIGURES = figures.FIGURES | {
     "dns-warm": dnslists.warm,
@@ -17,6 +17,7 @@ FIGURES = figures.FIGURES | {
     "dns-trouble": dnstrouble.trouble,
     "spf-hostile": dnsspf.spf_hostile,
     "greylist-flood": dnsflood.flood,
+    "learn": learning.learn,
 }
 
 

@@ -42,6 +42,7 @@ class Scale:
     #: Of a DNS in trouble, of each kind.
     trouble_seconds: float
     triplets: int
+    log_lines: int
 
 
 FULL = Scale(
@@ -53,6 +54,7 @@ FULL = Scale(
     bans=9,
     trouble_seconds=20.0,
     triplets=5_000_000,
+    log_lines=10_000_000,
 )
 QUICK = Scale(
     rounds=3,
@@ -63,6 +65,7 @@ QUICK = Scale(
     bans=3,
     trouble_seconds=6.0,
     triplets=100_000,
+    log_lines=300_000,
 )
 
 CONNECTIONS = 50

@@ -166,6 +166,7 @@ decisions = ["file:{directory}/decisions.log"]
 
 [tiers]
 default = "bench"
+learned = "bench"
 
 [tier.bench]
 limits = ["{PER_HOUR} recipients per 1h", "{PER_DAY} recipients per 1d"]

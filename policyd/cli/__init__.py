@@ -118,6 +118,11 @@ COMMANDS: dict[str, Entry] = {
     "check shadow": Entry("policyd.cli.check:shadow", "Let a check only say what it would have done"),
     "check off": Entry("policyd.cli.check:off", "Do not ask a check"),
     "check auto": Entry("policyd.cli.check:auto", "Back to the configured mode"),
+    "learn": Entry(
+        "policyd.cli.learn:learn", "Learn accounts, limits and recipients from Postfix's logs", _STEER
+    ),
+    "shadow": Entry("policyd.cli.shadow:shadow", "What the checks in shadow would have done", _LOOK),
+    "enforce": Entry("policyd.cli.shadow:enforce", "Look at what is in shadow, and switch it on", _STEER),
     "pause": Entry(
         "policyd.cli.pause:pause", "Everything in shadow for some time; bans and allows stay", _STEER
     ),

@@ -1,7 +1,8 @@
-"""``policyctl check``: which checks run and in which mode, without editing files."""
+"""``policyctl check``: which checks and detectors run and in which mode, without editing files."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,18 +19,20 @@ from policyd.cli.common import (
 )
 from policyd.errors import NotFound
 from policyd.opinion import ENFORCE, OFF, SHADOW
+from policyd.request import SUBMISSION
 from policyd.steering import EVERY_CHECK, CheckMode
 
 if TYPE_CHECKING:
     from policyd.config import CheckSection
+    from policyd.config.sections import DetectSection
 
 
 @click.command()
 @json_option
 @pass_session
 def list_checks(session: Session) -> None:
-    """List the checks in the order in which they run, with the mode that is in force and why."""
-    _show(session, list(session.config.checks))
+    """List the checks and detectors in the order in which they run, with the mode that is in force and why."""
+    _show(session, check_names(session))
 
 
 @click.command()
@@ -37,9 +40,8 @@ def list_checks(session: Session) -> None:
 @json_option
 @pass_session
 def show_check(session: Session, name: str) -> None:
-    """Show the check NAME and its mode."""
-    _known(session, name)
-    _show(session, [section for section in session.config.checks if section.name == name])
+    """Show the check or detector NAME and its mode."""
+    _show(session, [_known(session, name)])
 
 
 @click.command()
@@ -48,7 +50,7 @@ def show_check(session: Session, name: str) -> None:
 @json_option
 @pass_session
 def enforce(session: Session, name: str, terms: Terms) -> None:
-    """Let the verdict of the check NAME hold, whatever the file says.
+    """Let the verdict of the check or detector NAME hold, whatever the file says.
 
     Without --for or --until it stays so until 'policyctl check auto NAME'.
     """
@@ -61,7 +63,7 @@ def enforce(session: Session, name: str, terms: Terms) -> None:
 @json_option
 @pass_session
 def shadow(session: Session, name: str, terms: Terms) -> None:
-    """Let the check NAME only record what it would have done."""
+    """Let the check or detector NAME only record what it would have done."""
     set_mode(session, _known(session, name), SHADOW, terms)
 
 
@@ -71,7 +73,7 @@ def shadow(session: Session, name: str, terms: Terms) -> None:
 @json_option
 @pass_session
 def off(session: Session, name: str, terms: Terms) -> None:
-    """Do not ask the check NAME at all."""
+    """Do not ask the check or detector NAME at all."""
     set_mode(session, _known(session, name), OFF, terms)
 
 
@@ -81,10 +83,11 @@ def off(session: Session, name: str, terms: Terms) -> None:
 @json_option
 @pass_session
 def auto(session: Session, name: str, terms: Terms) -> None:
-    """Give the check NAME the mode of the configuration again."""
+    """Give the check or detector NAME the mode of the configuration again."""
     # A mode may have been set for a check that is no longer in the file.
-    sections = {section.name: section for section in session.config.checks}
-    configured = f" ({sections[name].mode})" if name in sections else ""
+    modes = {section.name: section.mode for section in session.config.checks}
+    modes |= {detect.section.name: detect.section.mode for detect in session.config.detects}
+    configured = f" ({modes[name]})" if name in modes else ""
     dropped = drop_mode(session, name, terms, "check auto")
     if dropped is None and not configured:
         _known(session, name)
@@ -143,29 +146,48 @@ def drop_mode(session: Session, name: str, terms: Terms, action: str) -> CheckMo
 
 
 def check_names(session: Session) -> list[str]:
-    """The names of the checks in the file, also of those that have errors: the daemon may still run them."""
+    """The names of the checks and detectors in the file, also of those that have errors: the daemon may still run them."""
     left_out = session.rescued.left_out if session.rescued is not None else ()
-    return [*(section.name for section in session.config.checks), *left_out]
+    config = session.config
+    return [
+        *(section.name for section in config.checks),
+        *(d.section.name for d in config.detects),
+        *left_out,
+    ]
 
 
 def _known(session: Session, name: str) -> str:
-    """``name``, which must be that of a check."""
-    names = check_names(session)
-    if name in names:
+    """``name``, which must be that of a check or detector."""
+    if name in check_names(session):
         return name
+    raise of_no_check(session, name)
+
+
+def of_no_check(session: Session, name: str, words: Iterable[str] = ()) -> NotFound:
+    """What is said of a name that is none; ``words``: what else could be meant."""
+    names = list(dict.fromkeys([*check_names(session), *words]))
     near = did_you_mean(name, names) or f"; it has {', '.join(escape(name) for name in names)}"
-    raise NotFound(f"{session.config_path} has no check {escape(name)!r}{near}")
+    return NotFound(f"{session.config_path} has no check or detector {escape(name)!r}{near}")
 
 
-def _show(session: Session, sections: list[CheckSection]) -> None:
+def _show(session: Session, names: Sequence[str]) -> None:
     from policyd.store import admin, dump
 
     with session.reading() as connection:
         times = Times.of(connection)
         set_by_hand = {row.name: row for row in admin.rows(connection, "check_mode", times.now)}
+    found: list[tuple[str, str, str, str, tuple[str, CheckMode | None]]] = [
+        (check.name, check.use, check.direction, check.mode, in_force(check, set_by_hand))
+        for check in session.config.checks
+        if check.name in names
+    ]
+    found += [
+        (section.name, "detect", SUBMISSION, section.mode, mode_of_detector(section, set_by_hand))
+        for section, _ in session.config.detects
+        if section.name in names
+    ]
     records, rows = [], []
-    for section in sections:
-        mode, row = in_force(section, set_by_hand)
+    for name, use, direction, configured, (mode, row) in found:
         why = ""
         if row is not None:
             action = "paused" if row.name == EVERY_CHECK else "set"
@@ -173,21 +195,30 @@ def _show(session: Session, sections: list[CheckSection]) -> None:
             why += f": {row.reason}" if row.reason else ""
         records.append(
             {
-                "name": section.name,
-                "use": section.use,
-                "for": section.direction,
-                "configured": section.mode,
+                "name": name,
+                "use": use,
+                "for": direction,
+                "configured": configured,
                 "mode": mode,
                 "by_hand": dump.record("check_mode", row, times.ahead) if row is not None else None,
             }
         )
-        rows.append((section.name, section.use, section.direction, mode, section.mode, why))
+        rows.append((name, use, direction, mode, configured, why))
     session.show(
         records,
         ("name", "use", "for", "mode", "configured", "why"),
         rows,
         "there is no such check, or it cannot be read",
     )
+
+
+def mode_of_detector(
+    section: DetectSection, set_by_hand: dict[str, CheckMode]
+) -> tuple[str, CheckMode | None]:
+    """The mode a detector is in, and the row that makes it differ from the configured one, if any does."""
+    own, every = set_by_hand.get(section.name), set_by_hand.get(EVERY_CHECK)
+    mode = own.mode if own is not None else section.mode
+    return (SHADOW, every) if every is not None and mode == ENFORCE else (mode, own)
 
 
 def in_force(section: CheckSection, set_by_hand: dict[str, CheckMode]) -> tuple[str, CheckMode | None]:

@@ -207,6 +207,29 @@ def arrived(connection: sqlite3.Connection, since: int, at_most: int) -> tuple[l
     return [Arrived(*key, *total) for key, total in sorted(totals.items())], complete
 
 
+class Shadowed(NamedTuple):
+    """A decision of which a check or detector in shadow would have made another one."""
+
+    at: int
+    instance: str
+    user: str
+    client: str
+    would: str
+
+
+def shadowed(connection: sqlite3.Connection, since: int) -> Iterator[Shadowed]:
+    """What would have been decided otherwise since the ledger time ``since``; day by day, the newest day first."""
+    wanted = Wanted(since=since)
+    statement = (
+        "SELECT at, instance, user, client, would FROM {table} WHERE id >= :first AND at >= :since AND would <> '' "
+        "ORDER BY id"
+    )
+    with snapshot(connection):
+        for partition in _partitions(connection, wanted):
+            values = {**_bounds(connection, partition, wanted), "since": since}
+            yield from map(Shadowed._make, connection.execute(_for(partition, statement), values))
+
+
 def _time_of(connection: sqlite3.Connection, identifier: int) -> int:
     """The ledger time of the newest decision up to this id; 0 when there is none."""
     statement = "SELECT at FROM {table} WHERE id <= ? ORDER BY id DESC LIMIT 1"

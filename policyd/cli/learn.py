@@ -1,0 +1,311 @@
+"""``policyctl learn``: takes in what Postfix's logs of the past tell of accounts, and holds the present policy against them."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from policyd.accounts import digest
+from policyd.answer import escape
+from policyd.cli.common import Session, Terms, Times, json_option, pass_session, steering_options
+from policyd.cli.findings import lines_of, records_of
+from policyd.errors import StoreError, UserError
+from policyd.findings import Findings
+from policyd.match import client_key, domain_of
+from policyd.request import parsed_address
+from policyd.store import admin, learned
+from policyd.store.gathered import Gathered, Row, Totals
+from policyd.store.learned import Written
+from policyd.units import format_duration
+
+if TYPE_CHECKING:
+    from policyd.cli.measure import Measure
+    from policyd.maillog.trail import Mail, Trail
+    from policyd.request import Site
+
+T = TypeVar("T")
+#: What detectors count that have to learn first.
+NEW_RECIPIENTS = "new recipients"
+#: What a step of writing may take, s: the daemon waits for it.
+STEP = 0.04
+#: Rows of the first step, and of any.
+FIRST_STEP, MOST_IN_STEP = 200, 20_000
+
+
+@click.command()
+@click.argument("files", metavar="FILE...", nargs=-1)
+@click.option("--journal", is_flag=True, help="Read this machine's journal.")
+@steering_options(lasts=False)
+@json_option
+@pass_session
+def learn(session: Session, files: tuple[str, ...], journal: bool, terms: Terms) -> None:
+    """Learn from Postfix's logs which accounts there are, how much they send, and to whom.
+
+    FILEs come in any order, as they are or packed with gzip, bzip2 or xz; - is stdin. Each login found goes into the tier of
+    [tiers] learned, unless it was put into another one, or was suspended. The same log again changes nothing.
+
+    Then it says which limits would have fitted, and what the present policy would have refused, suspended and alerted.
+
+    \b
+    policyctl learn --dry-run /var/log/mail.log*
+    """
+    from policyd.cli.measure import Measure
+
+    if not (files or journal):
+        raise click.UsageError(
+            "name Postfix's logs (/var/log/mail.log*), or --journal", click.get_current_context()
+        )
+    config = session.sound_config
+    with contextlib.closing(Gathered()) as gathered, session.reading() as connection:
+        times = Times.of(connection)
+        read = _read(session, files, journal, gathered, times.ahead)
+        totals = gathered.sort()
+        if not totals.messages:
+            raise UserError(
+                f"{read.lines} lines, and not one mail that an account sent: learn needs Postfix's lines 'client=..., "
+                "sasl_username=...' and 'from=<...>, size=..., nrcpt=... (queue active)' of the same mail"
+            )
+        measure = Measure(config, connection, times.now)
+        gathered.summarise(measure.summaries(gathered))
+        findings = Findings()
+        looked_on = _replay(session, gathered, totals, connection, findings)
+        written = _write(session, terms, gathered, totals, _named(files, journal))
+    told = _Told(session, terms, times, read, totals, written, looked_on)
+    if session.json:
+        session.data(told.record(measure, findings))
+        return
+    for line in told.lines(measure, findings):
+        click.echo(line)
+
+
+def _named(files: Sequence[str], journal: bool) -> str:
+    """What was read, for the history."""
+    names = [*dict.fromkeys(files), *(["the journal"] if journal else [])]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{escape(names[0])}{more}"
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _read(session: Session, files: Sequence[str], journal: bool, gathered: Gathered, ahead: int) -> Trail:
+    """Read all logs into ``gathered``; the trail says what they held."""
+    from policyd.maillog import sources
+    from policyd.maillog.stamps import Stamps
+    from policyd.maillog.trail import Trail
+
+    site = session.sound_config.site
+    trail = Trail(site.networks)
+
+    def keep(mails: Iterable[Mail]) -> None:
+        for mail in mails:
+            _keep(mail, site, gathered, ahead)
+
+    logs = sources.in_order(list(files))
+    with _progress(sum(log.size for log in logs), "reading") as advance:
+        for log in logs:
+            stamps, before = Stamps(log.ends), 0
+            for lines, position in sources.blocks(log):
+                keep(trail.feed(lines, stamps))
+                advance(position - before)
+                before = position
+    if journal:
+        with sources.journal() as pieces:
+            stamps = Stamps(time.time())
+            for lines in pieces:
+                keep(trail.feed(lines, stamps))
+    keep(trail.finish())
+    return trail
+
+
+def _keep(mail: Mail, site: Site, gathered: Gathered, ahead: int) -> None:
+    user = site.login(mail.user) if mail.user else ""
+    login = mail.user if user else ""
+    keys = [parsed_address(recipient)[0] for recipient in mail.to]
+    sender_domain = parsed_address(mail.sender)[1]
+    inside = 0
+    if not mail.sender or sender_domain in site.domains:
+        inside = sum(domain_of(key) in site.domains for key in keys)
+    gathered.add(
+        Row(
+            max(1, mail.at - ahead),
+            digest(mail.key.decode("latin-1")),
+            len(keys),
+            user or "client:" + client_key(mail.client),
+            login,
+            mail.client,
+            mail.sender,
+            mail.size,
+            mail.recipients,
+            max(0, mail.recipients - inside),
+            "\n".join(mail.to),
+        ),
+        map(digest, keys) if user else (),
+    )
+
+
+@contextlib.contextmanager
+def _progress(length: int, label: str) -> Iterator[Callable[[int], object]]:
+    """A bar on a terminal; elsewhere nothing."""
+    if not (length and sys.stderr.isatty()):
+        yield lambda _: None
+        return
+    with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
+        yield bar.update
+
+
+# --- judging ---------------------------------------------------------------------------------------------------------
+
+
+def _replay(session: Session, gathered: Gathered, totals: Totals, connection: Any, findings: Findings) -> int:
+    """Hold the present policy against what was gathered; until when what compares with the past only looked on."""
+    from policyd.cli.replay import POLICY, Replay
+
+    now = Times.of(connection).now
+    steered = [(name, row) for name in POLICY for row in admin.rows(connection, name, now)]
+    replay = Replay(session.sound_config, steered, totals.first_at, totals.last_at)
+    with contextlib.closing(replay), _progress(totals.messages, "judging") as advance:
+        replay.put((each.user, each.tier, each.tier_by) for each in gathered.summaries() if each.tier)
+        done = 0
+        for mail in gathered.mails():
+            for case in replay.decide(mail):
+                findings.add(case)
+            done += 1
+            if done % 1000 == 0:
+                advance(1000)
+        advance(done % 1000)
+    return replay.looks_on_until
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _write(session: Session, terms: Terms, gathered: Gathered, totals: Totals, source: str) -> Written:
+    written, tier = Written(), session.sound_config.tiers.learned
+    try:
+        _in_steps(
+            session,
+            terms,
+            gathered.met(),
+            lambda change, rows: learned.write_recipients(change, rows, written),
+        )
+        _in_steps(
+            session,
+            terms,
+            gathered.summaries(),
+            lambda change, rows: learned.write_accounts(change, rows, tier, written),
+        )
+        detail = f"{totals.messages} messages of {totals.accounts} accounts"
+        with (
+            session.changing() as connection,
+            admin.change(connection, terms.author, terms.reason, terms.dry_run) as change,
+        ):
+            learned.conclude(change, source, detail, written)
+    except StoreError as error:
+        raise type(error)(
+            f"{error}. Only a part was written; run it again for the rest, it does no harm"
+        ) from None
+    return written
+
+
+def _in_steps(
+    session: Session, terms: Terms, rows: Iterator[T], write: Callable[[admin.Change, Sequence[T]], None]
+) -> None:
+    """Write in transactions so short that the daemon goes on; it gets as much time between them."""
+    size = FIRST_STEP
+    while piece := list(islice(rows, size)):
+        with session.changing() as connection:
+            began = time.monotonic()
+            with admin.change(connection, terms.author, terms.reason, terms.dry_run) as change:
+                write(change, piece)
+            took = time.monotonic() - began
+        time.sleep(min(took, STEP))
+        size = max(FIRST_STEP // 4, min(MOST_IN_STEP, int(size * min(2.0, STEP / max(took, 0.001)))))
+
+
+# --- telling ---------------------------------------------------------------------------------------------------------
+
+
+class _Told:
+    """What it came to, for people and for programs."""
+
+    def __init__(
+        self,
+        session: Session,
+        terms: Terms,
+        times: Times,
+        read: Trail,
+        totals: Totals,
+        written: Written,
+        looked_on: int,
+    ) -> None:
+        self._session, self._terms, self._times = session, terms, times
+        self._read, self._totals, self._written = read, totals, written
+        self._looked_on = looked_on
+
+    def record(self, measure: Measure, findings: Findings) -> dict[str, Any]:
+        """As JSON."""
+        totals, read, written, times = self._totals, self._read, self._written, self._times
+        return {
+            "dry_run": self._terms.dry_run,
+            "lines": read.lines,
+            "not_understood": read.odd,
+            "unfinished": read.unfinished,
+            "messages": totals.messages,
+            "recipients": totals.recipients,
+            "accounts": totals.accounts,
+            "first": times.iso(totals.first_at),
+            "last": times.iso(totals.last_at),
+            "limits": measure.records(),
+            "would": records_of(findings.groups(), times),
+            "not_judged": self._not_judged(),
+            "looked_on_until": times.iso(self._looked_on),
+            "written": vars(written),
+        }
+
+    def lines(self, measure: Measure, findings: Findings) -> Iterator[str]:
+        """As text."""
+        totals, read, written, times = self._totals, self._read, self._written, self._times
+        span = format_duration((totals.last_at - totals.first_at) // 60_000 * 60_000)
+        yield f"read      {read.lines} lines, {times.text(totals.first_at)} to {times.text(totals.last_at)} ({span})"
+        yield f"found     {totals.messages} messages to {totals.recipients} recipients, of {totals.accounts} accounts"
+        if read.odd or read.unfinished:
+            yield f"left out  {read.unfinished} mails that were begun and not queued, {read.odd} lines that make no sense"
+        yield from ["", "The busiest windows of the accounts, and limits that would have fitted them:", ""]
+        yield from measure.lines()
+        groups = findings.groups()
+        yield ""
+        yield (
+            "With the present policy in force all that time:"
+            if groups
+            else "The present policy would have done nothing."
+        )
+        if groups:
+            yield from ["", *lines_of(groups, times)]
+        config = self._session.sound_config
+        if left_out := self._not_judged():
+            yield f"\nnot judged, for a log does not tell: {', '.join(map(escape, left_out))}"
+        if any(detect.section.when.noun == NEW_RECIPIENTS for detect in config.detects):
+            yield f"\nuntil {times.text(self._looked_on)} all recipients were new, and only remembered"
+        yield ""
+        prefix, tier = self._terms.prefix, config.tiers.learned
+        if tier:
+            kept = f"; {written.kept} stay in the tier they were put into" if written.kept else ""
+            out = f"; {written.suspended} were suspended once, and stay out" if written.suspended else ""
+            yield f"{prefix}{written.tiers} accounts put into the tier {escape(tier)}{kept}{out}"
+        else:
+            yield "[tiers] learned names no tier, so the accounts stay in the default one"
+        yield f"{prefix}{written.recipients} recipients remembered, {written.others} more accounts brought up to date"
+
+    def _not_judged(self) -> list[str]:
+        from policyd.cli.replay import replayed
+
+        config = self._session.sound_config
+        judged = {section.name for section in replayed(config)}
+        return [section.name for section in config.checks if section.name not in judged]
