@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from policyd.blocklists import public_name
 from policyd.settings import string
 
 #: Larger weights are mistakes; sums stay readable.
@@ -64,16 +65,22 @@ def parse_site(text: str) -> DnsblSite:
     if star:
         if not _WEIGHT.fullmatch(weight_text) or abs(int(weight_text)) > MOST_WEIGHT:
             raise ValueError(
-                f"{text!r}: the weight {weight_text!r} is no whole number, as 3 or -4; {_EXAMPLE}"
+                f"{without_key(text)!r}: the weight {weight_text!r} is no whole number, as 3 or -4; {_EXAMPLE}"
             )
         weight = int(weight_text)
     if equals and not filter_text:
-        raise ValueError(f"{text!r} has no filter after '='; {_EXAMPLE}")
+        raise ValueError(f"{without_key(text)!r} has no filter after '='; {_EXAMPLE}")
     try:
         pattern = parse_filter(filter_text) if equals else ANY_REPLY
         return DnsblSite(parse_zone(zone), pattern, weight, text)
     except ValueError as error:
-        raise ValueError(f"{text!r}: {error}") from None
+        raise ValueError(f"{without_key(text)!r}: {error}") from None
+
+
+def without_key(text: str) -> str:
+    """A site as it may be shown, also when it is malformed: without what looks like a customer's key in its zone."""
+    zone = re.split(r"[=*]", text, maxsplit=1)[0]
+    return public_name(zone.strip().lower()) + text[len(zone) :]
 
 
 def parse_zone(text: str) -> str:
@@ -81,11 +88,11 @@ def parse_zone(text: str) -> str:
     zone = text.strip().lower().removesuffix(".")
     if odd := re.search(r"[^a-z0-9_.-]", zone, re.ASCII):
         raise ValueError(
-            f"the zone {text!r} has {odd[0]!r} in it; there are no options but =filter and *weight: {_EXAMPLE}"
+            f"the zone {public_name(zone)!r} has {odd[0]!r} in it; there are no options but =filter and *weight: {_EXAMPLE}"
         )
     labels = zone.split(".")
     if not all(_LABEL.fullmatch(label) for label in labels) or len(zone) > 200 or labels[-1].isdigit():
-        raise ValueError(f"{text!r} is no name of a zone; {_EXAMPLE}")
+        raise ValueError(f"{public_name(zone)!r} is no name of a zone; {_EXAMPLE}")
     return zone
 
 

@@ -144,3 +144,24 @@ def test_what_is_no_list_of_sites_is_an_error(value: Any) -> None:
     """A check without a list would look as if it held the door."""
     with pytest.raises(ValueError, match=r"must be|no name|names no list"):
         sites(value)
+
+
+SECRET = "abcdef123456789"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{SECRET}.zen.dq.spamhaus.net=127.0.0.2*x",
+        f"{SECRET}.zen.dq.spamhaus.net=",
+        f"{SECRET}.zen.dq.spamhaus.net=127.0.0",
+        f"{SECRET}.zen.dq.spamhaus.net?a=1",
+        f"{SECRET}.bl..example.net",
+        f"{SECRET.upper()}.zen.dq.spamhaus.net=1.2*3*4",
+    ],
+)
+def test_an_error_shows_no_key(text: str) -> None:
+    """What is told of a malformed site may stand in a log or a mail to somebody who helps."""
+    with pytest.raises(ValueError, match=r"spamhaus|example") as error:
+        parse_site(text)
+    assert SECRET not in str(error.value).lower()

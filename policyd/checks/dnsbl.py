@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 from policyd.answer import DUNNO, Answer, clip, escape, make_answer
 from policyd.blocklists import Blocklist, Listing, is_refusal, public_name, reversed_address
 from policyd.checks import Context
-from policyd.dnsbl_sites import DnsblSite, least_score, most_score, parse_zone, sites
+from policyd.dnsbl_sites import DnsblSite, least_score, most_score, parse_zone, sites, without_key
 from policyd.inquiry import Inquiry
 from policyd.opinion import OFF, Opinion
 from policyd.request import MX, RCPT, SUBMISSION, Request
@@ -56,8 +56,9 @@ def _public(value: Any) -> tuple[str, str]:
     """A zone and the name that others may see, as in Postfix's ``postscreen_dnsbl_reply_map``."""
     words = string(value).split()
     if len(words) != 2:
+        shown = " ".join(public_name(word.lower()) for word in words)[:200]
         raise ValueError(
-            f"{value!r}: write the zone and its public name, as 'abcdef.bl.example.net bl.example.net'"
+            f"{shown!r}: write the zone and its public name, as 'abcdef.bl.example.net bl.example.net'"
         )
     return parse_zone(words[0]), parse_zone(words[1])
 
@@ -290,11 +291,13 @@ def _agree(options: Options) -> None:
     :raises Disagreement: keys that do not go together.
     """
     zones = {site.zone for site in options.sites}
-    for key, wanted in (("untested", options.untested), ("public_names", dict(options.public_names))):
+    names = dict(options.public_names)
+    shown = ", ".join(sorted(public_name(zone, names) for zone in zones))
+    for key, wanted in (("untested", options.untested), ("public_names", names)):
         for zone in wanted:
             if zone not in zones:
                 raise Disagreement(
-                    key, f"{key} names {zone}, which no site asks; the zones are {', '.join(sorted(zones))}"
+                    key, f"{key} names {public_name(zone)}, which no site asks; the zones are {shown}"
                 )
     highest, lowest = most_score(options.sites), least_score(options.sites)
     if options.threshold < 1:
@@ -322,11 +325,11 @@ def _agree(options: Options) -> None:
         if len(single) == 4 and is_refusal(site.zone, ".".join(map(str, single))):
             raise Disagreement(
                 "sites",
-                f"{site.text!r} waits for a reply that is a refusal to answer, or no reply of a list, and never counts; "
-                "remove it",
+                f"{without_key(site.text)!r} waits for a reply that is a refusal to answer, or no reply of a list, "
+                "and never counts; remove it",
             )
         if not any(low <= 127 <= high for low, high in site.filter[0]):
             raise Disagreement(
                 "sites",
-                f"{site.text!r} waits for replies outside of 127.0.0.0/8, which never count; correct the filter",
+                f"{without_key(site.text)!r} waits for replies outside of 127.0.0.0/8, which never count; correct the filter",
             )

@@ -187,7 +187,8 @@ class Resolver:
             if not self._closed and found is not NO_NAMESERVER:
                 self._cache.put(look_up.key, found)
         except Exception:  # one answer that trips us up must not leave those who wait for it without any
-            log.exception("look-up of %r %s failed", *look_up.key)
+            # Not the name: a list's zone may have a customer's key in it.
+            log.exception("a look-up of type %s failed", look_up.key[1])
             found = DEFECT
         finally:
             self._deliver(look_up, found)

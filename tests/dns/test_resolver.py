@@ -674,7 +674,7 @@ def test_a_defect_of_ours_is_unknown(
 
     async def test(resolver: Resolver) -> None:
         assert await resolver.ask("a.example", "A", soon()) == Found(UNKNOWN, why="defect")
-        assert "look-up of 'a.example' A failed" in caplog.text
+        assert "a look-up of type A failed" in caplog.text
 
     go(test, server.nameserver)
 
