@@ -8,8 +8,13 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Iterator
 
-from policyd import __version__, checks, detectors
+from policyd import __version__, alertwatch, checks, detectors
+from policyd.alertdesk import AlertDesk
+from policyd.alerts.channels import channels
+from policyd.alertwatch import State
+from policyd.blocklists import SUBJECT
 from policyd.checks import Context
 from policyd.config import CheckSection, Config, doubts, load
 from policyd.decisionlog import DecisionLog, open_sink
@@ -150,8 +155,11 @@ class Service:
             loop, self._writer, engine, config.site, decision_log, clock.now, self._reader.steering
         )
         self.listening = Listening(self.desk)
+        self._started = clock.now()
+        self._asked = alertwatch.Asked(self._started)
+        self.alerts = AlertDesk(loop, self._writer, clock.now, wall, self._states)
         self._writer.deliver = self.desk.deliver
-        self._writer.replaced = self._reader.reopen
+        self._writer.replaced = self._replaced
         self._writer.on_loop, self._writer.soon = loop.call_soon_threadsafe, loop.call_soon
         #: Since when the policy holds; wall clock, ms.
         self._since = wall()
@@ -178,6 +186,7 @@ class Service:
         self._loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
         self._look()
         self._sign_of_life()
+        self.alerts.start()
         _warn(self.config)
         for address in self.listening.unused():
             log.warning(
@@ -226,6 +235,7 @@ class Service:
         if self._in_work():
             log.error("ending with %d requests not answered", len(self.desk.waiting))
         await self.names.close()
+        await self.alerts.stop()
         await self._loop.run_in_executor(None, self._writer.stop)
         # What the writer handed back last is delivered by calls that are queued on the loop.
         await asyncio.sleep(0)
@@ -257,6 +267,25 @@ class Service:
         self.listening.max_connections = config.server.max_connections
         self._writer.configure(_keep(config), config.store.memory_backlog)
         self.names.take_over(config, [rule.check for rule in self.desk.engine.rules])
+        self.alerts.configure(channels(config.alerts, config.channels, self.desk.own))
+
+    def _replaced(self) -> None:
+        self._reader.reopen()
+        self.alerts.replaced()
+
+    def _states(self) -> Iterator[State]:
+        """How policyd's parts are, for the alerts."""
+        now = self._writer.clock.now()
+        sick = self._writer.sick or self.alerts.hangs
+        if not self._writer.alive():
+            sick = "the writer has ended; restart policyd"
+        facts = {"why": sick, "path": self.config.store.path} if sick else {}
+        yield State("store-sick", "database", bool(sick), facts)
+        yield alertwatch.clock_state(self._writer.clock.stepped, self._started, now)
+        yield self._asked.state(sum(self.desk.stages.seen.values()), now, self.config.alerts.not_asked)
+        yield from alertwatch.dns_states(self.names.report(), SUBJECT)
+        for subject, missing, why in self.desk.stages.states():
+            yield State("stage-missing", subject, missing, {"why": why} if missing else {})
 
     def _look(self) -> None:
         now = time.monotonic()

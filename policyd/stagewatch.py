@@ -46,6 +46,17 @@ class StageWatch:
         elif stage in STAGES:
             self.seen[key] = 1
 
+    def states(self) -> Iterator[tuple[str, bool | None, str]]:
+        """For each check and stage that it needs: what it is, whether the stage is missed, ``None``: not known yet, and why."""
+        for what, _, needs in self._needs:
+            for direction, stages in needs.items():
+                total = sum(count for (known, _), count in self.seen.items() if known == direction)
+                for stage in sorted(stages):
+                    there = (direction, stage) in self.seen
+                    missed = False if there else True if total >= ENOUGH else None
+                    why = f"of {total} {direction} requests none was; {self._remedy(stage)}" if missed else ""
+                    yield f"{what} at {stage} of {direction}", missed, why
+
     def missing(self) -> Iterator[str]:
         """One line for each rule and stage that is missed, each only once."""
         for what, name, needs in self._needs:
@@ -59,5 +70,9 @@ class StageWatch:
                         self._told.add(key)
                         yield (
                             f"stage-missing: {what} needs {stage}, and of {total} {direction} requests none "
-                            f"was; add check_policy_service to {_WHERE.get(stage, 'the restrictions')} of that service"
+                            f"was; {self._remedy(stage)}"
                         )
+
+    @staticmethod
+    def _remedy(stage: str) -> str:
+        return f"add check_policy_service to {_WHERE.get(stage, 'the restrictions')} of that service"

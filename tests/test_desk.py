@@ -564,3 +564,19 @@ def test_a_done_chain_after_the_deadline_submits_nothing(monkeypatch: pytest.Mon
     assert len(office.writer.queue) == 1
     office.writer.run()
     assert office.used() == 0
+
+
+def test_policyds_own_mail_passes_and_is_no_question_of_postfixs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An alert that Postfix asks about is not checked, counted or taken for traffic; who uses such a name later is a stranger."""
+    office = Office(monkeypatch, ban_rule(), quota_rule("0 messages per 1h"))
+    name = office.desk.own.begin("mx.example.org")
+    office.take(helo_name=name)
+    office.take(helo_name="policyd-alert-00000000000000000000000000000000.mx.example.org", instance="i2")
+    office.writer.run()
+    assert [str(answer)[:3] for answer in office.answers] == ["DUN", "550"]
+    assert sum(office.desk.stages.seen.values()) == 1
+    assert office.ledger.rows[0][1].by == "alerts"
+    office.desk.own.end(name)
+    office.take(helo_name=name, instance="i3")
+    office.writer.run()
+    assert office.answers[-1] is not DUNNO

@@ -38,3 +38,16 @@ def test_what_was_asked_by_hand_is_not_counted() -> None:
     for _ in range(ENOUGH):
         stages.count("submission", "RCPT", f"{ASKED_BY_HAND}17a")
     assert not list(stages.missing())
+
+
+def test_how_each_stage_is() -> None:
+    """Not known before enough was asked; missed then; and there once it comes."""
+    stages = watch()
+    assert [missed for _, missed, _ in stages.states()] == [None]
+    for _ in range(ENOUGH):
+        stages.count("submission", "RCPT", "1.2.3")
+    ((subject, missed, why),) = stages.states()
+    assert (subject, missed) == ("check quota at END-OF-MESSAGE of submission", True)
+    assert "smtpd_end_of_data_restrictions" in why
+    stages.count("submission", "END-OF-MESSAGE", "1.2.3")
+    assert [missed for _, missed, _ in stages.states()] == [False]

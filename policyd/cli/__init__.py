@@ -127,6 +127,11 @@ COMMANDS: dict[str, Entry] = {
         "policyd.cli.pause:pause", "Everything in shadow for some time; bans and allows stay", _STEER
     ),
     "resume": Entry("policyd.cli.pause:resume", "End a pause", _STEER),
+    "alert": Entry("", "What the admin is told of, and whether that works", _LOOK),
+    "alert list": Entry("policyd.cli.alert:list_alerts", "Alerts that wait, and with --all all"),
+    "alert show": Entry("policyd.cli.alert:show_alert", "One alert as its channel gets it"),
+    "alert retry": Entry("policyd.cli.alert:retry_alerts", "Send now what waits"),
+    "alert test": Entry("policyd.cli.alert:test_channels", "Send a test and say what came of it"),
     "history": Entry("policyd.cli.history:history", "Who changed what by hand, and why", _LOOK),
     "dump": Entry("policyd.cli.dump:dump", "All steering data as JSON lines", _SERVE),
     "load": Entry("policyd.cli.dump:load", "Take in what dump wrote, all or nothing", _SERVE),

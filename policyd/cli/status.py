@@ -111,6 +111,7 @@ def _look(session: Session, connection: sqlite3.Connection, running: bool | None
         "stages": stages,
         "stages_complete": day_complete,
         "dns": status_dns.look(connection, times.now + times.ahead) if running is not False else None,
+        "alerts": _alerts(session, connection, times),
         "database": {"path": config.store.path, "schema": migrate.version_of(connection), **files},
         "wall_ahead_of_ledger_ms": times.ahead,
     }
@@ -119,6 +120,7 @@ def _look(session: Session, connection: sqlite3.Connection, running: bool | None
         *_policy_warnings(found),
         *_stage_warnings(session, stages, bool(newest)),
         *status_dns.warnings(found["dns"]),
+        *_alert_warnings(found["alerts"]),
         *_file_warnings(session, files),
     ]
     if base is not None and running and abs(times.ahead - before) > APART:
@@ -199,6 +201,52 @@ def _stage_warnings(session: Session, stages: list[dict[str, Any]], ever: bool) 
                     f"check {name} cannot leave out internal mail to several recipients: "
                     f"Postfix never asked at RCPT about {direction}; {_REMEDY[RCPT]}"
                 )
+    return warnings
+
+
+def _alerts(session: Session, connection: sqlite3.Connection, times: Times) -> list[dict[str, Any]]:
+    """Each channel: how many alerts wait, since when, and what is wrong; and whether it was stopped."""
+    from policyd.store import alerts
+
+    waiting = {row[0]: row[1:] for row in alerts.waiting_by_channel(connection)}
+    stopped = {name: (at, error) for name, at, error in alerts.stopped(connection)}
+    names = [channel.name for channel in session.config.channels]
+    found = []
+    for name in dict.fromkeys((*names, *waiting)):
+        count, since, failed, error = waiting.get(name, (0, 0, 0, ""))
+        stop = stopped.get(name)
+        found.append(
+            {
+                "channel": name,
+                "configured": name in names,
+                "waiting": count,
+                "since": times.iso(since),
+                "failed": failed,
+                "error": stop[1] if stop else error,
+                "stopped": times.iso(stop[0]) if stop else None,
+            }
+        )
+    return found
+
+
+def _alert_warnings(channels: list[dict[str, Any]]) -> list[str]:
+    warnings = []
+    for each in channels:
+        name, error = escape(each["channel"]), escape(each["error"], 200)
+        if each["stopped"]:
+            warnings.append(
+                f"alerts: channel {name} wants nothing any more ({error}); {each['waiting']} wait; remove it, or "
+                f"'policyctl alert retry {name}'"
+            )
+        elif each["waiting"] and not each["configured"]:
+            warnings.append(
+                f"alerts: {each['waiting']} wait for channel {name}, which is not configured any more"
+            )
+        elif each["failed"]:
+            warnings.append(
+                f"alerts: {each['waiting']} wait for channel {name} since {spoken(each['since'])}: {error}; "
+                "see 'policyctl alert'"
+            )
     return warnings
 
 
@@ -288,5 +336,11 @@ def _lines(found: dict[str, Any]) -> list[str]:
         from policyd.cli import status_dns
 
         lines.append(status_dns.line(found["dns"]))
+    if found["alerts"]:
+        names = ", ".join(
+            escape(each["channel"]) + (f" ({each['waiting']} wait)" if each["waiting"] else "")
+            for each in found["alerts"]
+        )
+        lines.append(f"alerts: {names}")
     lines += [click.style(f"warning: {warning}", fg="yellow") for warning in found["warnings"]]
     return lines

@@ -3,10 +3,24 @@
 from policyd.config.doubts import doubts, missing_places
 from policyd.config.load import load, policy_version
 from policyd.config.rescue import Rescued, rescue
-from policyd.config.sections import CheckSection, Config, Dns, Fail, Keep, Listener, Log, Server, Store
+from policyd.config.sections import (
+    Alerts,
+    AlertSection,
+    CheckSection,
+    Config,
+    Dns,
+    Fail,
+    Keep,
+    Listener,
+    Log,
+    Server,
+    Store,
+)
 from policyd.config.show import documented_keys, show
 
 __all__ = [
+    "AlertSection",
+    "Alerts",
     "CheckSection",
     "Config",
     "Dns",

@@ -7,7 +7,7 @@ import pwd
 import shlex
 from collections.abc import Iterator
 
-from policyd.config.sections import CheckSection, Config
+from policyd.config.sections import AlertSection, CheckSection, Config
 from policyd.config.values import ANY
 from policyd.geo import trouble as country_trouble
 from policyd.opinion import ENFORCE, OFF
@@ -33,6 +33,11 @@ def doubts(config: Config) -> list[str]:
             texts += _of_greylist(check, checks[:at])
         found += [f"{check.place}: check {check.name!r}: {text}" for text in texts]
     found += _of_detects(config, checks)
+    found += [
+        f"{config.path}: alert {channel.name!r}: {text}"
+        for channel in config.channels
+        for text in _of_alert(channel)
+    ]
     if checks and not any(check.use == "bans" for check in checks):
         found.append(f'{config.path}: there is no check "bans", so policyctl ban has no effect; add it')
     return found
@@ -80,6 +85,21 @@ def _of_when(check: CheckSection, before: list[CheckSection]) -> Iterator[str]:
             yield f"when = {str(condition)!r} compares a score with a word; write '{condition.check} >= 1'"
         elif use in _FINDS_NOTHING:
             yield f"when = {str(condition)!r} never holds, for {use} finds nothing to compare; name a dnsbl or spf check"
+
+
+def _of_alert(channel: AlertSection) -> Iterator[str]:
+    if not channel.secret_file:
+        return
+    try:
+        mode = os.stat(channel.secret_file).st_mode
+    except PermissionError:
+        # Whoever asks need not be policyd.
+        return
+    except OSError as error:
+        yield f"secret_file {channel.secret_file}: {error.strerror}; make it, or remove the key"
+        return
+    if mode & 0o007:
+        yield f"secret_file {channel.secret_file} is open to everybody; chmod 0640 it, and make another secret"
 
 
 def _of_greylist(check: CheckSection, before: list[CheckSection]) -> Iterator[str]:

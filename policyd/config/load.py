@@ -9,10 +9,12 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from policyd.config.channels import read_channels
 from policyd.config.positions import Path
 from policyd.config.reader import key_of, keys_of, read_table, refuse_unknown
 from policyd.config.sections import (
     SECTIONS,
+    AlertSection,
     CheckCommon,
     CheckSection,
     Config,
@@ -34,7 +36,7 @@ from policyd.tiers import Tier, Tiers
 OptionsOf = Callable[[str], type[Any]]
 #: The tier in which volume detectors are quiet unless it says otherwise.
 QUIET = "bulk"
-TOP = ("include", *SECTIONS, "tier", "check", "detect")
+TOP = ("include", *SECTIONS, "alert", "tier", "check", "detect")
 
 
 def load(path: str | os.PathLike[str], options_of: OptionsOf) -> Config:
@@ -72,6 +74,7 @@ class _Assembly:
         document = self._document
         homes = {key: f"[{name}]" for name, section in SECTIONS.items() for key in keys_of(section)}
         homes |= dict.fromkeys(keys_of(CheckCommon), "[[check]]")
+        homes |= {key: "[[alert]]" for key in keys_of(AlertSection) if key not in homes}
         refuse_unknown(document, (), document.data, TOP, homes)
         sections = {name: self._section(name, section, homes) for name, section in SECTIONS.items()}
         site = sections["site"].site() if sections["site"] else Site()
@@ -81,6 +84,7 @@ class _Assembly:
         checks = self._checks(homes)
         detects = self._detects(homes, checks)
         suspend = sections["suspend"] or SuspendSection()
+        channels = read_channels(document, homes)
         if document.problems and not self._partial:
             return None
         return Config(
@@ -91,6 +95,8 @@ class _Assembly:
             sections["log"],
             sections["keep"],
             sections["dns"],
+            sections["alerts"],
+            channels,
             tiers,
             checks,
             detects,

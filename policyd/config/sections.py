@@ -34,7 +34,7 @@ from policyd.settings import (
 )
 from policyd.suspending import Suspending
 from policyd.tiers import Promote, Tiers
-from policyd.units import DAY, SECOND, Limit
+from policyd.units import DAY, HOUR, SECOND, Limit
 
 
 def _raw(value: Any) -> Any:
@@ -241,6 +241,62 @@ class Dns:
 
 
 @dataclass(frozen=True)
+class Alerts:
+    """``[alerts]``: how alerts are sent. ``timeout`` and ``not_asked`` are in ms; ``smtp`` is host and port."""
+
+    smtp: tuple[str, int] = setting(
+        values.smtp_server, ("127.0.0.1", 25), help="The mail server that takes alerts for mailto:."
+    )
+    sender: str = setting(
+        values.sender_address,
+        "",
+        help="The address in From of a mail; empty: policyd at the name of the host. The envelope has none.",
+    )
+    timeout: int = setting(
+        values.alert_timeout, 10 * SECOND, help="Time that a channel has to take an alert, 1s to 60s."
+    )
+    hook: str = setting(
+        values.absolute_file,
+        "/run/policyd/hook.sock",
+        help="The socket of policyd-hook, which runs the commands of exec:.",
+    )
+    not_asked: int = setting(
+        values.not_asked, HOUR, help="After so long without a question of Postfix's not-asked is raised."
+    )
+
+
+@dataclass(frozen=True)
+class AlertSection:
+    """One ``[[alert]]``: a channel and what it is told. ``repeat_after`` is in ms."""
+
+    to: str = setting(
+        values.alert_target,
+        help='Where: "mailto:ADDRESS", "https://...", "exec:/PATH", "syslog:FACILITY" or "journal".',
+    )
+    name: str = setting(
+        values.label_or_none,
+        "",
+        help="The name in logs and for policyctl alert; by default the kind of place and its first part.",
+    )
+    on: tuple[str, ...] = setting(
+        list_of(values.alert_kind), (), help="What it is told; empty: all there is."
+    )
+    repeat_after: int = setting(
+        values.alert_repeat, 6 * HOUR, help="The same of the same is told again after this at the earliest."
+    )
+    secret_file: str = setting(
+        values.absolute_file_or_none,
+        "",
+        help="A file with the secret that a webhook is signed with; empty: no signature.",
+    )
+
+    @property
+    def kind(self) -> str:
+        """``mailto``, ``https``, ``http``, ``exec``, ``syslog`` or ``journal``."""
+        return self.to.partition(":")[0].lower()
+
+
+@dataclass(frozen=True)
 class TiersSection:
     """``[tiers]``."""
 
@@ -387,6 +443,8 @@ class Config:
     log: Log
     keep: Keep
     dns: Dns
+    alerts: Alerts
+    channels: tuple[AlertSection, ...]
     tiers: Tiers
     checks: tuple[CheckSection, ...]
     detects: tuple[Detection, ...]
@@ -406,6 +464,7 @@ SECTIONS: dict[str, type[Any]] = {
     "log": Log,
     "keep": Keep,
     "dns": Dns,
+    "alerts": Alerts,
     "tiers": TiersSection,
     "suspend": SuspendSection,
 }

@@ -11,6 +11,7 @@ from policyd.condition import Condition
 from policyd.config.reader import default_of, key_of
 from policyd.config.sections import (
     SECTIONS,
+    AlertSection,
     CheckCommon,
     CheckSection,
     Config,
@@ -38,12 +39,12 @@ def show(config: Config) -> str:
         site.submission_contexts,
         config.country_database,
     )
-    sections = [config.server, config.store, config.log, config.keep, config.dns]
+    sections = [config.server, config.store, config.log, config.keep, config.dns, config.alerts]
     lines = [
         f"# The effective configuration of {json.dumps(config.path)}, policy {config.policy_version}.",
         *_section("site", site_section),
     ]
-    for name, section in zip(list(SECTIONS)[1:6], sections, strict=True):
+    for name, section in zip(list(SECTIONS)[1:7], sections, strict=True):
         lines += _section(name, section)
     if config.tiers.all or config.tiers.default:
         lines += _section("tiers", TiersSection(config.tiers.default, config.tiers.learned))
@@ -57,6 +58,8 @@ def show(config: Config) -> str:
         lines += _section("suspend", config.suspend)
     for detect in config.detects:
         lines += ["", "[[detect]]", *_section("", detect.section)[2:]]
+    for channel in config.channels:
+        lines += ["", "[[alert]]", *_section("", channel)[2:]]
     return "\n".join(lines) + "\n"
 
 
@@ -69,7 +72,12 @@ def documented_keys(
         classes.append((name, section))
         if name == "server":
             classes += [("server.listen", Listener), ("server.fail", Fail)]
-    classes += [("tier.NAME", TierSection), ("check", CheckCommon), ("detect", DetectSection)]
+    classes += [
+        ("alert", AlertSection),
+        ("tier.NAME", TierSection),
+        ("check", CheckCommon),
+        ("detect", DetectSection),
+    ]
     classes += [(f"check {use}", options_of(use)) for use in check_names]
     rows = [
         (

@@ -5,13 +5,16 @@ Each reader turns a TOML value into the typed one; its :class:`ValueError` says 
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
 import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from policyd import detectors
+from policyd.alert import KINDS
 from policyd.condition import Condition, parse_condition
 from policyd.dns.nameservers import parse_nameserver, write_nameserver
 from policyd.match import address_key, domain_key, fold
@@ -20,7 +23,7 @@ from policyd.sentence import DISTINCT, Sentence, parse_sentence
 from policyd.settings import Reader, duration, list_of, one_of, size, string, whole
 from policyd.suspending import PERMANENT
 from policyd.tiers import Promote
-from policyd.units import DAY, HOUR, SECOND, format_duration
+from policyd.units import DAY, HOUR, MINUTE, SECOND, format_duration
 
 ANY = "any"
 #: The loop looks at what is due ten times a second, and a disk may take its time.
@@ -82,6 +85,11 @@ dns_timeout = _at_least(duration, 100, 30 * SECOND, "100ms to 30s; a mail waits 
 cache_size = _at_least(size, 1_000_000, 1_000_000_000_000, "1MB to 1000GB; write 32MB")
 connections = _at_least(whole, 1, 1_000_000, "1 to 1000000")
 memory = _at_least(whole, 1_000, 100_000_000, "1000 to 100000000")
+alert_timeout = _at_least(duration, SECOND, MINUTE, "1s to 60s; write 10s")
+alert_repeat = _at_least(duration, MINUTE, 366 * DAY, "1m to 366d; write 6h")
+not_asked = _at_least(
+    duration, MINUTE, 30 * DAY, '1m to 30d; leave "not-asked" out of on to hear nothing of it'
+)
 
 
 def condition(value: Any) -> Condition:
@@ -284,6 +292,127 @@ def ladder(value: Any) -> tuple[int, ...]:
     return steps
 
 
+def alert_kind(value: Any) -> str:
+    """What an alert can be about."""
+    text = string(value)
+    if text not in KINDS:
+        near = difflib.get_close_matches(text, KINDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"write one of {', '.join(KINDS)}"
+        raise ValueError(f"{value!r} is nothing that happens; {hint}")
+    return text
+
+
+def alert_target(value: Any) -> str:
+    """Where alerts go: ``mailto:``, ``https:``, ``exec:``, ``syslog:``, ``journal``."""
+    text = string(value).strip()
+    kind, _, rest = text.partition(":")
+    kind = kind.lower()
+    if text == "journal" or (kind == "syslog" and rest in FACILITIES):
+        return text
+    if kind == "syslog":
+        raise ValueError(f"{rest!r} is no facility of syslog; use {', '.join(FACILITIES)}")
+    if kind == "mailto":
+        return f"mailto:{_mail_address(rest)}"
+    if kind == "exec":
+        if not rest.startswith("/") or rest.endswith("/") or not rest.isprintable():
+            raise ValueError(
+                f"{value!r} needs the absolute path of a program, without arguments; write exec:/usr/local/bin/page"
+            )
+        return f"exec:{rest}"
+    if kind in {"https", "http"}:
+        return _url(text)
+    raise ValueError(
+        f"{value!r} is no place for alerts; write mailto:root, https://..., exec:/path, syslog:mail or journal"
+    )
+
+
+def _mail_address(text: str) -> str:
+    local, at, domain_ = text.rpartition("@") if "@" in text else (text, "", "")
+    if (
+        not re.fullmatch(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}", local)
+        or local[0] in ".-"
+        or (at and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,253})", domain_))
+    ):
+        raise ValueError(f"{text!r} is no mail address; write mailto:root or mailto:admin@example.org")
+    return text
+
+
+def _url(text: str) -> str:
+    wrong = f"{_hidden(text)!r} is no URL that can be posted to"
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError(f"{wrong}; write what is not ASCII, and spaces, as %20")
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise ValueError(f"{wrong}: {error}; write https://example.org/path") from None
+    if not host or parts.fragment or parts.username is not None or parts.password is not None:
+        raise ValueError(f"{wrong}; write https://example.org/path, without user, password and #")
+    if parts.scheme.lower() == "http" and not _is_loopback(host):
+        raise ValueError(
+            f"{wrong}: everybody on the way could read it; write https://, http:// is for 127.0.0.1 and ::1"
+        )
+    return text
+
+
+def _hidden(url: str) -> str:
+    """A URL without what may be secret in it."""
+    return url.partition("?")[0][:40] + "..." if len(url) > 40 or "?" in url else url
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def smtp_server(value: Any) -> tuple[str, int]:
+    """Host and port of a mail server."""
+    text = string(value).strip()
+    host, _, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if (
+        not re.fullmatch(r"[A-Za-z0-9.:_-]+", bare)
+        or not re.fullmatch(r"[0-9]{1,5}", port)
+        or not 0 < int(port) < 65536
+    ):
+        raise ValueError(f"{value!r} is no mail server; write host and port, as 127.0.0.1:25")
+    if (":" in bare) != (bare != host):
+        raise ValueError(f"{value!r} is no mail server; an IPv6 address stands in brackets, as [::1]:25")
+    return bare, int(port)
+
+
+def sender_address(value: Any) -> str:
+    """A mail address, or "" for one that is made up."""
+    return "" if value == "" else _mail_address(string(value).strip())
+
+
+def absolute_file(value: Any) -> str:
+    """The absolute path of a file."""
+    text = _file(string(value))
+    if not text.startswith("/"):
+        raise ValueError(f"{value!r} is no absolute path; begin it with /")
+    return text
+
+
+def absolute_file_or_none(value: Any) -> str:
+    """The absolute path of a file, or "" for none."""
+    return "" if value == "" else absolute_file(value)
+
+
+def label_or_none(value: Any) -> str:
+    """A label, or "" for one that is made up."""
+    return "" if value == "" else label(value)
+
+
+def _server_text(value: tuple[str, int]) -> str:
+    host, port = value
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def size_text(value: int) -> str:
     """The shortest exact text of a size."""
     for name, factor in (("GB", 1000**3), ("MB", 1000**2), ("KB", 1000)):
@@ -298,6 +427,10 @@ WRITERS: dict[Reader, Callable[[Any], Any]] = {
     deadline: format_duration,
     retention: format_duration,
     dns_timeout: format_duration,
+    alert_timeout: format_duration,
+    alert_repeat: format_duration,
+    not_asked: format_duration,
+    smtp_server: _server_text,
     cache_size: size_text,
     size: size_text,
     mode: lambda value: f"{value:04o}",

@@ -65,6 +65,8 @@ class LedgerClock:
         self._last = self._ledger
         #: How far the wall clock was ahead of ledger time when it was last looked at, ms.
         self.lead = (base.wall - base.ledger) if base is not None else 0
+        #: The last step of the wall clock, ms, and when it was noticed, ledger time; 0, 0: none.
+        self.stepped = (0, 0)
 
     def now(self) -> int:
         """Ledger time in ms; never less than what was given before."""
@@ -81,7 +83,10 @@ class LedgerClock:
         lead = wall() - self.now()
         moved, self.lead = lead - self.lead, lead
         # A clock that is slewed drifts away slowly; that is no step, however far it gets in the end.
-        return moved if abs(moved) > STEP else 0
+        if abs(moved) <= STEP:
+            return 0
+        self.stepped = moved, self.now()
+        return moved
 
     def wall_of(self, ledger: int) -> int:
         """The wall clock (ms) at ledger time ``ledger``, if the clock is right now."""

@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from policyd.decision import Decision, Operation
 from policyd.errors import StoreBusy, StoreDamaged, StoreError
@@ -37,6 +37,7 @@ log = logging.getLogger("policyd.store")
 
 
 Handed = list[tuple[Operation, Decision | None]]
+T = TypeVar("T")
 
 
 class Changed(Exception):
@@ -379,6 +380,25 @@ class SturdyLedger:
             self._next_look = time.monotonic() + LOOK
             if _inode(self.path) != self._inode:
                 raise StoreError(f"{self.path} was removed or replaced while policyd runs")
+
+    def do(self, job: Callable[[sqlite3.Connection], T]) -> T | None:
+        """What a small job on the connection returns; ``None`` while the database is in trouble.
+
+        :raises sqlite3.Error: the database fell into trouble with it; :meth:`fall_sick` then.
+        """
+        if self.sick:
+            return None
+        try:
+            return job(self._ledger.connection)
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError) as error:
+            # Nothing is wrong with the file.
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        finally:
+            self._ledger.rollback()
+
+    def fall_sick(self, error: sqlite3.Error | StoreError) -> None:
+        """A job met trouble; with what is in memory in hand."""
+        self._fall_sick(error)
 
     def needs_attention(self) -> bool:
         """Whether it is in trouble, or a step of upkeep is due."""

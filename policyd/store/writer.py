@@ -12,14 +12,16 @@ A lock guards what both know in memory. The loop never waits for it: who has it 
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from policyd.decision import Decision, Operation
+from policyd.errors import StoreError
 from policyd.steering import Steering
 from policyd.store.clock import LedgerClock
 from policyd.store.ledger import Settle, Stage, Staged
@@ -33,6 +35,8 @@ MOST_STAGED = 1_024
 MOST_WAITING = 20_000
 
 log = logging.getLogger("policyd.store")
+
+T = TypeVar("T")
 
 
 class Writer:
@@ -73,6 +77,8 @@ class Writer:
         self._cold: list[Operation] = []
         #: These need a transaction of their own.
         self._alone: list[Operation] = []
+        #: Small jobs of others on the connection, each with whom to tell what it came to.
+        self._jobs: deque[tuple[Callable[[sqlite3.Connection], Any], Callable[[Any], None]]] = deque()
         self._stage_soon = False
         self._working = False
         self._stopping = False
@@ -145,6 +151,15 @@ class Writer:
         """Have written down how the daemon's parts do: name, state, since when (wall clock, ms), figures."""
         self.ledger.told = parts
 
+    def do(self, job: Callable[[sqlite3.Connection], T], done: Callable[[T | None], None]) -> None:
+        """Run a small job on the connection, between two batches; ``done`` is called on the loop with what it returned, or
+        with ``None`` when it could not be done, as while the database is in trouble."""
+        if self._thread.is_alive():
+            self._jobs.append((job, done))
+            self._wake.set()
+        else:
+            self.soon(partial(done, None))
+
     def _stage(self) -> None:
         """Decide what waits."""
         self._stage_soon = False
@@ -181,6 +196,7 @@ class Writer:
             more = False
             try:
                 self._write()
+                self._do_jobs()
                 more = self._attend()
             except Exception:  # the thread is the only one that writes: it must not end
                 log.exception("the writer failed; it goes on")
@@ -192,6 +208,7 @@ class Writer:
                 self._nudge()
             self._working = False
             pause = self.ledger.pause(more)
+        self._do_jobs()
         self.ledger.close()
 
     def _done(self) -> bool:
@@ -214,6 +231,22 @@ class Writer:
                 handed = self.ledger.run_again(trouble, staged, self._pile())
             self._hand_back(handed)
             self._nudge()
+
+    def _do_jobs(self) -> None:
+        """Do what others want of the database; the loop need not wait for it."""
+        while self._jobs:
+            job, done = self._jobs.popleft()
+            try:
+                result = self.ledger.do(job)
+            except (sqlite3.Error, StoreError) as error:
+                result = None
+                with self._memory:
+                    self.ledger.fall_sick(error)
+                self._nudge()
+            except Exception:  # a defect in the job is not the writer's end
+                log.exception("a job on the database failed")
+                result = None
+            self.on_loop(done, result)
 
     def _attend(self) -> bool:
         """What cannot be done beside the loop: reading, trouble, the end, upkeep. Whether there is more upkeep to do."""

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyd import checks
+from policyd.alert import KINDS
 from policyd.config import documented_keys, load, show
 from policyd.config.show import toml
 from policyd.errors import ConfigError
@@ -165,6 +166,13 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
                 timeout=st.sampled_from(["100ms", "2s", "30s"]),
                 cache_size=st.sampled_from(["1MB", "1GiB"]),
             ),
+            alerts=table(
+                smtp=st.sampled_from(["127.0.0.1:25", "[::1]:2525", "localhost:26"]),
+                sender=st.sampled_from(["", "policyd@example.org"]),
+                timeout=st.sampled_from(["1s", "60s"]),
+                hook=st.just("/run/hook"),
+                not_asked=st.sampled_from(["1m", "30d"]),
+            ),
         )
     )
     tiers = draw(st.dictionaries(labels, tier, max_size=3))
@@ -177,6 +185,27 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
     if tiers:
         data["tier"] = tiers
         data["tiers"] = {"default": draw(st.sampled_from([*tiers, ""]))}
+    targets = [
+        "mailto:root",
+        "https://example.org/a?b=%20",
+        "http://127.0.0.1:1/",
+        "exec:/bin/page",
+        "syslog:mail",
+        "journal",
+    ]
+    data["alert"] = draw(
+        st.lists(
+            st.fixed_dictionaries(
+                {"to": st.sampled_from(targets)},
+                optional={
+                    "on": st.lists(st.sampled_from(list(KINDS)), max_size=3),
+                    "repeat_after": st.sampled_from(["1m", "6h"]),
+                },
+            ),
+            max_size=3,
+            unique_by=lambda each: each["to"],
+        )
+    )
     data["check"] = [
         {**check, "name": name}
         for name, check in zip(
@@ -204,7 +233,7 @@ def test_what_is_shown_loads_to_the_same(file: File, data: dict[str, Any]) -> No
     assert show(second) == shown
     sections = tomllib.loads(shown)
     for section, key, _, _ in documented_keys(checks.options_of, []):
-        if section in {"site", "server", "store", "log", "keep", "dns"}:
+        if section in {"site", "server", "store", "log", "keep", "dns", "alerts"}:
             assert key in sections[section]
 
 
@@ -323,7 +352,9 @@ values = st.recursive(
 any_key = st.sampled_from(
     sorted({key for _, key, _, _ in documented_keys(checks.options_of, checks.names())} - {"include"})
 )
-any_section = st.sampled_from(["site", "server", "store", "log", "keep", "dns", "tiers", "tier", "check"])
+any_section = st.sampled_from(
+    ["site", "server", "store", "log", "keep", "dns", "alerts", "alert", "tiers", "tier", "check"]
+)
 
 
 @given(
@@ -355,8 +386,8 @@ def test_every_key_is_documented() -> None:
         if default != "required":
             tomllib.loads(f"key = {default}")
     assert {row[0] for row in rows} == {
-        "", "site", "server", "server.listen", "server.fail", "store", "log", "keep", "dns", "tiers", "tier.NAME",
-        "check", "detect", "suspend",
+        "", "site", "server", "server.listen", "server.fail", "store", "log", "keep", "dns", "alerts", "alert",
+        "tiers", "tier.NAME", "check", "detect", "suspend",
         *(f"check {name}" for name in checks.names()),
     }  # fmt: skip
     assert ("server", "deadline", '"5s"', "Every request is answered within this time, 1s to 90s.") in rows
