@@ -140,6 +140,8 @@ class Attributes(NamedTuple):
 _ABSENT = dict.fromkeys(Attributes._fields, "")
 _PICK: Callable[[Mapping[str, str]], tuple[str, ...]] = itemgetter(*Attributes._fields)
 
+#: In ``[site] certificates``: each certificate that Postfix could verify.
+ANY_VERIFIED = "any"
 #: Longest text whose canonical form is remembered: with it, a peer that sends ever new ones gets no further than 5 MB.
 _REMEMBERED = 256
 
@@ -178,6 +180,8 @@ class Site:
     default_domain: str = ""
     #: ``policy_context`` values that mean submission.
     submission_contexts: frozenset[str] = frozenset({SUBMISSION})
+    #: Fingerprints (folded) of the client certificates that are ours; :data:`ANY_VERIFIED` for every one that verifies.
+    certificates: frozenset[str] = frozenset()
 
     def login(self, name: str) -> str:
         """The canonical form of a SASL login: lower case, NFC, with the default domain when it has none."""
@@ -220,12 +224,16 @@ class Site:
             key_fingerprint,
         ) = given
         account = ""
+        certificates = self.certificates
         # Without a method the name is not authenticated: anybody who reaches the socket could claim it.
         if sasl_method and sasl_username:
             direction = SUBMISSION
             account = _login(sasl_username, self.default_domain) or "client:" + client_key(client_address)
-        elif subject:
-            # Postfix sends the subject only for a verified certificate; the fingerprint it sends always.
+        elif certificates and (
+            (subject and ANY_VERIFIED in certificates)
+            or fold(key_fingerprint) in certificates
+            or fold(fingerprint) in certificates
+        ):
             direction = SUBMISSION
             account = "cert:" + fold(key_fingerprint or fingerprint)
         elif (
@@ -233,7 +241,13 @@ class Site:
             or listener_direction == SUBMISSION
             or client_address in self.networks
         ):
-            direction, account = SUBMISSION, "client:" + (client_key(client_address) or "unknown")
+            direction = SUBMISSION
+            # Postfix sends the subject only for a verified certificate; the fingerprint it sends always.
+            account = (
+                "cert:" + fold(key_fingerprint or fingerprint)
+                if subject
+                else "client:" + (client_key(client_address) or "unknown")
+            )
         else:
             direction = MX
         domains = self.domains

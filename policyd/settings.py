@@ -142,6 +142,8 @@ def template(*fields: str) -> Reader:
         except KeyError as error:
             allowed = ", ".join("{" + name + "}" for name in fields)
             raise ValueError(f"{{{error.args[0]}}} is no field here; use {allowed}") from None
+        if any("{" in piece or "}" in piece for piece in list(_split_fields(text))[::2]):
+            raise ValueError("has a brace without its other half; a field is written {ref}")
         return text
 
     return read

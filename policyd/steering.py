@@ -224,7 +224,11 @@ def canonical_value(kind: str, value: str) -> str:
             raise ValueError(f"{value!r} is no address; for a whole domain use 'domain {value.strip('@')}'")
     if kind == "domain":
         value = value.removeprefix("@").rstrip(".")
-        if "@" in value or "/" in value or not value.strip("."):
+        if value.startswith("*."):
+            raise ValueError(
+                f"{value!r} is no domain; write {value[1:]} for what is below it, {value[2:]} for itself, too"
+            )
+        if "@" in value or "/" in value or "*" in value or not value.strip("."):
             raise ValueError(f"{value or '.'!r} is no domain")
         return domain_key(value)
     return address_key(value)

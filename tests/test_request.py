@@ -53,15 +53,19 @@ def of(**attributes: str) -> Request:
         ({"sasl_method": "plain", "sasl_username": "  "}, SUBMISSION, "client:203.0.113.9"),
         # sasl_sender is what the client says in MAIL FROM AUTH=.
         ({"sasl_sender": "alice@example.org"}, MX, ""),
-        ({"ccert_subject": "alice", "ccert_pubkey_fingerprint": "AB:CD"}, SUBMISSION, "cert:ab:cd"),
-        ({"ccert_subject": "alice", "ccert_fingerprint": "12:34"}, SUBMISSION, "cert:12:34"),
+        # Strangers' servers have certificates that verify, too.
+        ({"ccert_subject": "mx.example.net", "ccert_fingerprint": "12:34"}, MX, ""),
+        # Where it is submission anyway, a verified one names the account; one that anybody can make does not.
         (
-            {"ccert_subject": "alice", "ccert_fingerprint": "12:34", "ccert_pubkey_fingerprint": "AB:CD"},
+            {"ccert_subject": "alice", "ccert_pubkey_fingerprint": "AB:CD", "policy_context": "submission"},
             SUBMISSION,
             "cert:ab:cd",
         ),
-        # A fingerprint without a verified subject: a certificate that anybody can make.
-        ({"ccert_fingerprint": "12:34", "ccert_pubkey_fingerprint": "AB:CD"}, MX, ""),
+        (
+            {"ccert_fingerprint": "12:34", "policy_context": "submission"},
+            SUBMISSION,
+            "client:203.0.113.9",
+        ),
         (
             {"sasl_method": "plain", "sasl_username": "bob@example.org", "ccert_subject": "alice"},
             SUBMISSION,
@@ -88,6 +92,29 @@ def test_who_is_asked_about(attributes: dict[str, str], direction: str, account:
     request = of(**attributes)
     assert (request.direction, request.account) == (direction, account)
     assert request.is_submission == (direction == SUBMISSION)
+
+
+@pytest.mark.parametrize(
+    ("listed", "attributes", "account"),
+    [
+        ("12:34", {"ccert_fingerprint": "12:34"}, "cert:12:34"),
+        ("ab:cd", {"ccert_fingerprint": "12:34", "ccert_pubkey_fingerprint": "AB:CD"}, "cert:ab:cd"),
+        ("12:34", {"ccert_fingerprint": "12:34", "ccert_pubkey_fingerprint": "AB:CD"}, "cert:ab:cd"),
+        ("12:34", {"ccert_subject": "x", "ccert_fingerprint": "12:35"}, ""),
+        ("12:34", {"ccert_subject": "x"}, ""),
+        ("any", {"ccert_subject": "x", "ccert_fingerprint": "12:35"}, "cert:12:35"),
+        # Not verified: anybody can make one.
+        ("any", {"ccert_fingerprint": "12:35"}, ""),
+        ("any", {}, ""),
+    ],
+)
+def test_the_certificates_that_mean_submission_are_the_admins(
+    listed: str, attributes: dict[str, str], account: str
+) -> None:
+    """The key was proved in TLS, so its fingerprint is enough; what only verifies counts where the admin says so."""
+    site = Site(certificates=frozenset({listed}))
+    request = site.request({"client_address": OUTSIDE, **attributes})
+    assert (request.account, request.is_submission) == (account, bool(account))
 
 
 def test_a_listener_can_stand_for_submission() -> None:

@@ -51,7 +51,7 @@ TEXT = template("ref", "user")
         (list_of(string), [], ()),
         (set_of(folded), ["A", "a", "b"], frozenset({"a", "b"})),
         (TEXT, "Refused {user}; ref {ref}", "Refused {user}; ref {ref}"),
-        (TEXT, "no field, a brace } and a {", "no field, a brace } and a {"),
+        (TEXT, "100% of it", "100% of it"),
         (TEXT, "x" * 250, "x" * 250),
     ],
 )
@@ -95,6 +95,8 @@ def test_values(read: Callable[[Any], Any], value: Any, result: Any) -> None:
         (TEXT, "{}", r"{} is no field here"),
         (TEXT, "{ref!r}", r"{ref!r} is no field here"),
         (TEXT, "{user.__class__}", "is no field here"),
+        (TEXT, "ref {ref", "has a brace without its other half"),
+        (TEXT, "ref ref}", "has a brace without its other half"),
     ],
 )
 def test_wrong_values_say_why(read: Callable[[Any], Any], value: Any, why: str) -> None:

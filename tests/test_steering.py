@@ -316,6 +316,8 @@ def test_canonical_values(kind: str, text: str, value: str) -> None:
         ("recipient", "bob", "is no address"),
         ("domain", "alice@example.org", "is no domain"),
         ("domain", ".", "is no domain"),
+        ("domain", "*.example.org", r"write .example.org for what is below it, example.org for itself, too"),
+        ("domain", "exam*.org", "is no domain"),
         ("domain", "@", "is no domain"),
         ("domain", "192.0.2.0/24", "is no domain"),
         ("client", "192.0.2.1/24", "write 192.0.2.0/24"),

@@ -127,6 +127,8 @@ class _Assembly:
         labels: dict[str, int] = {}
         addresses: dict[str, int] = {}
         written = document.data.get("server", {}).get("listen", [])
+        if not isinstance(written, list):
+            return
         for index, listener in enumerate(listeners):
             here = (*at, index)
             if listener.routable and not len(listener.allow_from):

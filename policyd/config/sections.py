@@ -69,6 +69,11 @@ class SiteSection:
         help="Values of Postfix's policy_context that mean submission.",
     )
 
+    certificates: frozenset[str] = setting(
+        set_of(values.certificate),
+        frozenset(),
+        help='Fingerprints of client certificates that mean submission; "any": each one that Postfix verified.',
+    )
     country_database: str = setting(
         values.file_or_none,
         "",
@@ -77,7 +82,9 @@ class SiteSection:
 
     def site(self) -> Site:
         """The same for the requests."""
-        return Site(self.domains, self.networks, self.default_domain, self.submission_contexts)
+        return Site(
+            self.domains, self.networks, self.default_domain, self.submission_contexts, self.certificates
+        )
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ def show(config: Config) -> str:
         site.networks,
         site.default_domain,
         site.submission_contexts,
+        site.certificates,
         config.country_database,
     )
     sections = [config.server, config.store, config.log, config.keep, config.dns, config.alerts]

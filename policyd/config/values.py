@@ -18,7 +18,7 @@ from policyd.alert import KINDS
 from policyd.condition import Condition, parse_condition
 from policyd.dns.nameservers import parse_nameserver, write_nameserver
 from policyd.match import address_key, domain_key, fold
-from policyd.request import MX, SUBMISSION
+from policyd.request import ANY_VERIFIED, MX, SUBMISSION
 from policyd.sentence import DISTINCT, Sentence, parse_sentence
 from policyd.settings import Reader, duration, list_of, one_of, size, string, whole
 from policyd.suspending import PERMANENT
@@ -34,6 +34,10 @@ MAX_DEADLINE = 90 * SECOND
 MAX_SOCKET_PATH = 107
 
 NAME = re.compile(r"[a-z0-9_-]+")
+#: From MD5 to SHA-512 (postconf(5), smtpd_tls_fingerprint_digest).
+_FINGERPRINT = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){15,63}")
+#: What cannot stand in a domain's name, the wildcard above all.
+_NO_DOMAIN = re.compile(r"[^a-z0-9._\x80-\U0010ffff-]")
 FACILITIES = ("mail", "daemon", "user", "auth", "authpriv", *(f"local{number}" for number in range(8)))
 
 
@@ -47,7 +51,7 @@ def name(value: Any) -> str:
 def domain(value: Any) -> str:
     """A domain of ours, folded."""
     text = fold(string(value).strip()).rstrip(".")
-    if not text or text.startswith(".") or "@" in text or not _plain(text) or len(text) > 255:
+    if not _plain(text) or text.startswith(".") or _NO_DOMAIN.search(text) or len(text) > 255:
         raise ValueError(f"{value!r} is no domain; write example.org")
     return domain_key(text)
 
@@ -245,6 +249,16 @@ def member(value: Any) -> str:
             f"{value!r} is no login; write alice@example.org, or @example.org for all of a domain"
         )
     return address_key(text)
+
+
+def certificate(value: Any) -> str:
+    """The fingerprint of a certificate or of its public key, folded; or ``any``."""
+    text = fold(string(value).strip())
+    if text != ANY_VERIFIED and not _FINGERPRINT.fullmatch(text):
+        raise ValueError(
+            f'{value!r} is no fingerprint; write it as Postfix logs it, with colons, or "any" for each that verifies'
+        )
+    return text
 
 
 def file_or_none(value: Any) -> str:

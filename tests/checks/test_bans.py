@@ -70,7 +70,11 @@ def refused(of: Request, *entries: tuple[str, str], **options: Any) -> str:
         ("user", ALICE, LOGIN),
         ("user", ALICE, {"sasl_method": "login", "sasl_username": "Alice"}),
         ("user", "Alice@EXAMPLE.org", {"sasl_method": "plain", "sasl_username": "ALICE@example.org."}),
-        ("user", "cert:ab:cd", {"ccert_subject": "x", "ccert_pubkey_fingerprint": "AB:CD"}),
+        (
+            "user",
+            "cert:ab:cd",
+            {"ccert_subject": "x", "ccert_pubkey_fingerprint": "AB:CD", "policy_context": "submission"},
+        ),
         ("sender", "carol@lists.example.com", {}),
         ("sender", "carol@lists.example.com", {"sender": "CAROL@lists.example.com."}),
         ("sender", "<>", {"sender": ""}),

@@ -109,7 +109,7 @@ def test_it_asks_for_the_triplet() -> None:
     "attributes",
     [
         {"sasl_method": "plain", "sasl_username": "carol"},
-        {"ccert_subject": "x", "ccert_fingerprint": "AA:BB"},
+        {"ccert_subject": "x", "ccert_fingerprint": "AA:BB", "policy_context": "submission"},
         {"policy_context": "submission"},
         {"stress": "yes"},
         {"client_address": "unknown"},

@@ -80,7 +80,11 @@ def test_the_default_is_per_user_with_the_limits_of_the_tier() -> None:
     ("per", "attributes", "value"),
     [
         ("user", LOGIN, ALICE),
-        ("user", {"ccert_subject": "x", "ccert_pubkey_fingerprint": "AB"}, "cert:ab"),
+        (
+            "user",
+            {"ccert_subject": "x", "ccert_pubkey_fingerprint": "AB", "policy_context": "submission"},
+            "cert:ab",
+        ),
         ("user", {"client_address": "192.0.2.7"}, "client:192.0.2.7"),
         ("user-domain", LOGIN, "example.org"),
         ("user-domain", {"sasl_method": "plain", "sasl_username": "alice"}, None),

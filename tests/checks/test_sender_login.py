@@ -108,7 +108,13 @@ def test_it_is_asked_where_submission_is(stage: str) -> None:
     [
         {"sasl_method": "", "sasl_username": ""},
         {"sasl_method": ""},
-        {"sasl_method": "", "sasl_username": "", "ccert_subject": "x", "ccert_fingerprint": "AA"},
+        {
+            "sasl_method": "",
+            "sasl_username": "",
+            "ccert_subject": "x",
+            "ccert_fingerprint": "AA",
+            "policy_context": "submission",
+        },
         {"sasl_method": "", "sasl_username": "", "policy_context": "submission"},
     ],
 )

@@ -19,6 +19,7 @@ BROKEN = {
     + '\n[[check]]\nuse = "quota"\nname = "second"\nlimits = ["5 apples per 1h"]\n',
     "no TOML": CONFIG + "\n[[check]\nuse = allow\n",
     "no TOML before the store": "[server\nlisten = [\n" + CONFIG,
+    "a listener that is none": CONFIG.replace('["inet:127.0.0.1:0"]', "25"),
     "a file that is not there": 'include = ["more.toml"]\n' + CONFIG,
 }
 

@@ -354,6 +354,12 @@ timeout = "2s"
         ("[dns]\ntimeout = '1m'", "'1m' is outside 100ms to 30s"),
         ("[dns]\ncache_size = '1KB'", "'1KB' is outside 1MB to 1000GB; write 32MB"),
         ("[site]\ndomains = ['a@b']", "2: site.domains[1]: 'a@b' is no domain"),
+        ("[site]\ndomains = ['*.example.org']", "2: site.domains[1]: '*.example.org' is no domain"),
+        ("[site]\ndefault_domain = 'a=b'", "2: site.default_domain: 'a=b' is no domain"),
+        (
+            "[site]\ncertificates = ['alice']",
+            "2: site.certificates[1]: 'alice' is no fingerprint; write it as",
+        ),
         ("domains = ['a']\n[site]", "1: domains: unknown key; it belongs to [site]"),
         ("[tiers]\ndefault = ''\n[tier.a]\nmembers = ['a b']", "'a b' is no login"),
         ("[a]\n[site]\nx = \n", "3: no valid TOML: Invalid value"),

@@ -138,6 +138,7 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
                 networks=some(networks),
                 default_domain=domains,
                 submission_contexts=some(labels),
+                certificates=some(st.sampled_from(["any", ":".join(["ab"] * 16), ":".join(["0F"] * 32)])),
             ),
             server=table(
                 listen=st.lists(st.one_of(sockets, inets), min_size=1, max_size=4, unique_by=address_of),
