@@ -15,7 +15,7 @@ from policyd.answer import escape
 from policyd.checks import allow, bans
 from policyd.cli.examples import SMALL, typical
 from policyd.decision import Decision, Operation
-from policyd.engine import Engine, Rule, effective_mode
+from policyd.engine import Rule, effective_mode
 from policyd.errors import ConfigError, UserError
 from policyd.inquiry import Inquiry
 from policyd.names import Names
@@ -74,9 +74,11 @@ class Offline:
         :param warn: told of checks that cannot be built, and are left out then.
         :raises ConfigError: a check cannot be built, and nobody is to be warned.
         """
-        self.config = config
+        from policyd.service import build_engine
+
+        self.config = _sound(config, warn)
         self.connection = connection
-        self.engine = _engine(config, warn)
+        self.engine = build_engine(self.config)
         #: Whether every check of the configuration takes part.
         self.complete = len(self.engine.rules) == len(config.checks)
         self._failure = ""
@@ -202,11 +204,13 @@ class Offline:
         return typical(self.config.site, self.connection, account, stage)
 
 
-def _engine(config: Config, warn: Callable[[str], None] | None) -> Engine:
+def _sound(config: Config, warn: Callable[[str], None] | None) -> Config:
+    """``config`` with those checks that can be built, after a warning where one cannot."""
     from policyd.service import build_engine
 
     try:
-        return build_engine(config)
+        build_engine(config)
+        return config
     except ConfigError as error:
         if warn is None:
             raise
@@ -216,7 +220,7 @@ def _engine(config: Config, warn: Callable[[str], None] | None) -> Engine:
         with contextlib.suppress(ConfigError):
             build_engine(replace(config, checks=(section,)))
             sound.append(section)
-    return build_engine(replace(config, checks=tuple(sound)))
+    return replace(config, checks=tuple(sound))
 
 
 def finished(coroutine: Coroutine[Any, Any, T]) -> T:
