@@ -148,6 +148,7 @@ COMMANDS: dict[str, Entry] = {
     "postfix show": Entry("policyd.cli.postfix:show", "The commands for this machine"),
     "postfix enable": Entry("policyd.cli.postfix:enable", "Have Postfix ask policyd, and fill [site]"),
     "postfix disable": Entry("policyd.cli.postfix:disable", "Take that back"),
+    "policy": Entry("policyd.cli.policy:policy", "The policy in plain sentences, to be published", _LOOK),
     "config": Entry("", "The configuration file", _SERVE),
     "config check": Entry("policyd.cli.config_cmd:check", "Every problem of the file, with its place"),
     "config show": Entry("policyd.cli.config_cmd:show", "What is in force, defaults included"),
