@@ -58,8 +58,10 @@ class Names:
         """Go by ``config`` from now on; answers and the lists' health that still count are kept."""
         if self._parts is None:
             return
-        resolver, zones, _ = self._parts
-        resolver.configure(config.dns.nameservers, config.dns.timeout / 1000, config.dns.cache_size)
+        resolver, zones, spf = self._parts
+        if resolver.configure(config.dns.nameservers, config.dns.timeout / 1000, config.dns.cache_size):
+            zones.test_anew()
+            spf.forget()
         lists: list[Blocklist] = []
         for check in checks:
             lists += getattr(check, "blocklists", ())

@@ -158,6 +158,11 @@ class ListHealth:
             f"left {self._silent_tests} tests unanswered" if self._silent_tests >= MOST_SILENT_TESTS else ""
         )
 
+    def test_anew(self, now: float) -> None:
+        """Others are asked from now on: what was proved by the former ones is proved no longer."""
+        self.next_test = now
+        self._proved.clear()
+
     def test_passed(self, now: float, wall: int) -> bool:
         """The list is as it should be. Whether it is well again by that."""
         self.tested_at = wall

@@ -184,7 +184,8 @@ class Resolver:
         found = CLOSED
         try:
             found = await self._follow(look_up.question)
-            if not self._closed and found is not NO_NAMESERVER:
+            current = self._under_way.get(look_up.key) is look_up
+            if current and not self._closed and found is not NO_NAMESERVER:
                 self._cache.put(look_up.key, found)
         except Exception:  # one answer that trips us up must not leave those who wait for it without any
             # Not the name: a list's zone may have a customer's key in it.
@@ -279,8 +280,8 @@ class Resolver:
 
     # --- nameservers ------------------------------------------------------------------------------------------------
 
-    def configure(self, nameservers: Sequence[str], timeout: float, cache_size: int) -> None:
-        """Take over these settings; what is remembered stays, unless others are asked from now on.
+    def configure(self, nameservers: Sequence[str], timeout: float, cache_size: int) -> bool:
+        """Take over these settings; what is remembered stays, unless others are asked from now on: whether that is so.
 
         Questions under way end as they began.
 
@@ -290,8 +291,11 @@ class Resolver:
         new = tuple(
             Nameserver(text, timeout, self._nameserver_changed, self._wall, self._inbox) for text in texts
         )
-        if [each.text for each in new] != [each.text for each in self._nameservers]:
+        others = [each.text for each in new] != [each.text for each in self._nameservers]
+        if others:
             self._cache.clear()
+            # Who waits for these is answered; what the former ones say is told to nobody else.
+            self._under_way = {}
         elif timeout == self._timeout and self._nameservers:
             new = self._nameservers
         if new is not self._nameservers:
@@ -303,6 +307,7 @@ class Resolver:
         self._timeout = timeout
         self._cache.most_octets = cache_size
         self._cache.trim()
+        return others
 
     def _nameserver_changed(self, nameserver: Nameserver) -> None:
         if nameserver.up:

@@ -104,7 +104,7 @@ class Evaluator:
                 self._evaluation(key, min(due, now + LONGEST), most)
             )
             self._running[key, most] = task
-            task.add_done_callback(lambda _: self._running.pop((key, most), None))
+            task.add_done_callback(lambda task: self._ended((key, most), task))
         return claim, task
 
     async def _verdict(self, begun: _Begun, due: float) -> SpfResult:
@@ -114,10 +114,19 @@ class Evaluator:
             result = await _within(result, seconds) or _trouble("no verdict in time")
         return result._replace(identity=claim.identity, domain=claim.domain)
 
+    def forget(self) -> None:
+        """Evaluate everything anew: others are asked from now on."""
+        # What is under way ends as it began, and is remembered where nobody looks.
+        self._results, self._running = {}, {}
+
     def close(self) -> None:
         """End what is under way; whoever waits is told temperror."""
         for task in list(self._running.values()):
             task.cancel()
+
+    def _ended(self, key: tuple[Claim, int], task: asyncio.Task[SpfResult]) -> None:
+        if self._running.get(key) is task:
+            del self._running[key]
 
     # --- memory -----------------------------------------------------------------------------------------------------
 
@@ -130,12 +139,13 @@ class Evaluator:
                 return entry.result
         return None
 
-    def _remember(self, key: _Key, entry: _Remembered) -> None:
+    @staticmethod
+    def _remember(results: dict[_Key, _Remembered], key: _Key, entry: _Remembered) -> None:
         # Taken out first, so that the oldest stands first.
-        self._results.pop(key, None)
-        while len(self._results) >= MOST_REMEMBERED:
-            del self._results[next(iter(self._results))]
-        self._results[key] = entry
+        results.pop(key, None)
+        while len(results) >= MOST_REMEMBERED:
+            del results[next(iter(results))]
+        results[key] = entry
 
     # --- one evaluation ---------------------------------------------------------------------------------------------
 
@@ -158,6 +168,7 @@ class Evaluator:
                 self._slots.pop(claim.domain, None)
 
     async def _find_out(self, claim: Claim, due: float, most: int) -> SpfResult:
+        results = self._results
         sheet = Sheet(self._resolver, self._headroom, due, most, self._clock, self._trace)
         try:
             outcome = await self._outcome(claim, sheet)
@@ -165,9 +176,8 @@ class Evaluator:
             result = _trouble(str(bound), sheet.asked)
             until = self._clock() + (EXCESS_MEMORY if bound.excess else TROUBLE_MEMORY)
             kept = result._replace(questions=0)
-            self._remember(
-                (claim.ip, claim.domain), _Remembered(until, kept, most if bound.excess else math.inf)
-            )
+            entry = _Remembered(until, kept, most if bound.excess else math.inf)
+            self._remember(results, (claim.ip, claim.domain), entry)
             return result
         finally:
             sheet.close()
@@ -185,8 +195,9 @@ class Evaluator:
         )
         kept = result._replace(questions=0)
         if outcome.personal:
-            self._remember(claim, _Remembered(until, kept))
-        self._remember((claim.ip, claim.domain), _Remembered(until, None if outcome.personal else kept))
+            self._remember(results, claim, _Remembered(until, kept))
+        entry = _Remembered(until, None if outcome.personal else kept)
+        self._remember(results, (claim.ip, claim.domain), entry)
         return result
 
     async def _outcome(self, claim: Claim, sheet: Sheet) -> Outcome:

@@ -73,6 +73,12 @@ class Zones:
         self._health = kept
         self.epoch += 1
 
+    def test_anew(self) -> None:
+        """Others are asked from now on: what the lists' health was may have been the former nameserver's."""
+        for _, health in self._health.values():
+            health.test_anew(self._clock())
+        self.epoch += 1
+
     def report(self) -> list[tuple[str, str, int, dict[str, Any]]]:
         """Each list's name, ``well`` or ``sick``, since when (wall clock, ms), and figures."""
         found: dict[str, tuple[str, str, int, dict[str, Any]]] = {}

@@ -809,9 +809,13 @@ def test_a_reload_keeps_what_is_known_while_the_same_are_asked(server: DnsServer
         server.behave("late.example", delay=0.1)
         under_way = asyncio.ensure_future(resolver.ask("late.example", "A", soon()))
         await until(lambda: server.count("late.example") == 1)
+        second.add("late.example", "A", "127.0.0.3")
         resolver.configure([second.nameserver], 5.0, 1_000_000)
         assert (await resolver.ask("a.example", "A", soon())).status == NXDOMAIN
+        # What is under way ends as it began, but nobody else is told what the former nameserver says.
+        assert (await resolver.ask("late.example", "A", soon())).status == FOUND
         assert (await under_way).status == NXDOMAIN
+        assert (await resolver.ask("late.example", "A", soon())).status == FOUND
         assert [each.subject for each in resolver.health()] == ["resolver", f"nameserver/{second.nameserver}"]
 
     with DnsServer() as second:

@@ -580,6 +580,28 @@ async def test_a_reload_keeps_what_is_known_of_lists_that_stay() -> None:
 
 
 @on_loop
+async def test_when_others_are_asked_the_lists_are_tested_at_once() -> None:
+    """A list that was out because of a public resolver counts again as soon as the admin has named one of their own."""
+    world = World()
+    world.lists[BL.zone] = says("127.255.255.254")
+    await world.with_list(BL)
+    assert world.state()[0] == "sick"
+    world.lists[BL.zone] = honest
+    await world.zones.test_due()
+    assert world.state()[0] == "sick"
+    before = world.zones.epoch
+    world.zones.test_anew()
+    assert world.zones.epoch > before
+    await world.zones.test_due()
+    assert world.state() == ("well", "")
+    # What the former nameserver proved is proved anew.
+    await world.listing()
+    world.zones.test_anew()
+    world.lists[BL.zone] = says("127.0.0.2")
+    assert (await world.listing()).codes == ()
+
+
+@on_loop
 async def test_the_watch_goes_on_after_a_defect(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
