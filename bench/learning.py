@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 import time
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from bench import load, maillog, servers, traffic
 from bench.figures import Say, Scale, judged
 from bench.servers import Server, Trouble
 
-MOST_SECONDS, MOST_MEMORY, MOST_WAIT = 600, 300, 250
+MOST_SECONDS, MOST_MEMORY, MOST_WAIT = 600, 300, 100
 #: Requests a second that policyd is asked meanwhile.
 RATE = 50
 
@@ -54,22 +55,21 @@ when = "more than 10 times the usual recipients per user in 1h, at least 100"
 
 
 class _Asking(threading.Thread):
-    """Asks policyd at a low rate until it is told to end; the longest wait, in ms."""
+    """Asks policyd at a low rate until it is told to end, and keeps how long each answer took."""
 
     def __init__(self, server: Server) -> None:
         super().__init__()
         self._server = server
         self.enough = threading.Event()
-        self.longest = 0.0
-        self.answered = 0
+        #: What each answer took, ms.
+        self.waits = array("d")
         self.wrong: dict[str, int] = {}
 
     def run(self) -> None:
         while not self.enough.is_set():
             users = traffic.active_users(1000, 1000)
             result = load.run(self._server.address, users, connections=5, seconds=2, rate=RATE)
-            self.longest = max(self.longest, *(each * 1000 for each in result.latency))
-            self.answered += len(result.latency)
+            self.waits.extend(each * 1000 for each in result.latency)
             for verb, times in result.verbs.items():
                 if verb != "DUNNO":
                     self.wrong[verb] = self.wrong.get(verb, 0) + times
@@ -122,11 +122,12 @@ def learn(scale: Scale, work: Path, say: Say) -> None:
             true = (truth.lines, truth.messages, truth.recipients, len(truth.accounts))
             what = "{:,} lines, {:,} messages, {:,} recipients, {:,} accounts".format(*counts)
             say(f"{time_of}: {what}: the log's: {judged(counts == true)}")
-            written = told["written"]
+            written, waits = told["written"], sorted(asking.waits)
+            most = waits[len(waits) * 999 // 1000]
             say(
                 f"{time_of}: {written['tiers']:,} accounts into their tier, {written['recipients']:,} recipients remembered; "
-                f"policyd answered {asking.answered:,} requests meanwhile, the slowest after {asking.longest:.0f} ms "
-                f"(bar: {MOST_WAIT} ms: {judged(asking.longest <= MOST_WAIT)})"
+                f"of {len(waits):,} requests that policyd was asked meanwhile it answered 999 in 1,000 within {most:.0f} ms "
+                f"(bar: {MOST_WAIT} ms: {judged(most <= MOST_WAIT)}), the last one after {waits[-1]:.0f} ms"
             )
     say(
         f"again: it changed nothing: {judged(not (written['tiers'] or written['others'] or written['recipients']))}"

@@ -22,7 +22,7 @@ from policyd.request import parsed_address
 from policyd.store import admin, learned
 from policyd.store.gathered import Gathered, Row, Totals
 from policyd.store.learned import Written
-from policyd.units import format_duration
+from policyd.units import MINUTE, format_duration
 
 if TYPE_CHECKING:
     from policyd.cli.measure import Measure
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: What detectors count that have to learn first.
 NEW_RECIPIENTS = "new recipients"
+#: Ledger time of the past is the logged time, but for steps of the wall clock of more than half of this, ms.
+DRIFT = 10 * MINUTE
 #: What a step of writing may take, s: the daemon waits for it.
 STEP = 0.04
 #: Rows of the first step, and of any.
@@ -56,14 +58,19 @@ def learn(session: Session, files: tuple[str, ...], journal: bool, terms: Terms)
     policyctl learn --dry-run /var/log/mail.log*
     """
     from policyd.cli.measure import Measure
+    from policyd.cli.replay import POLICY
 
     if not (files or journal):
         raise click.UsageError(
             "name Postfix's logs (/var/log/mail.log*), or --journal", click.get_current_context()
         )
     config = session.sound_config
-    with contextlib.closing(Gathered()) as gathered, session.reading() as connection:
+    with session.reading() as connection:
         times = Times.of(connection)
+    # What two clocks drift apart must not move the past: the same log would tell something else tomorrow.
+    times = times._replace(ahead=round(times.ahead / DRIFT) * DRIFT)
+    with contextlib.closing(Gathered()) as gathered:
+        # Outside of session.reading(): there root is the owner of the database, who may not read logs.
         read = _read(session, files, journal, gathered, times.ahead)
         totals = gathered.sort()
         if not totals.messages:
@@ -71,10 +78,12 @@ def learn(session: Session, files: tuple[str, ...], journal: bool, terms: Terms)
                 f"{read.lines} lines, and not one mail that an account sent: learn needs Postfix's lines 'client=..., "
                 "sasl_username=...' and 'from=<...>, size=..., nrcpt=... (queue active)' of the same mail"
             )
-        measure = Measure(config, connection, times.now)
-        gathered.summarise(measure.summaries(gathered))
         findings = Findings()
-        looked_on = _replay(session, gathered, totals, connection, findings)
+        with session.reading() as connection:
+            measure = Measure(config, connection, times.now)
+            gathered.summarise(measure.summaries(gathered))
+            steered = [(name, row) for name in POLICY for row in admin.rows(connection, name, times.now)]
+        looked_on = _replay(session, gathered, totals, steered, findings)
         written = _write(session, terms, gathered, totals, _named(files, journal))
     told = _Told(session, terms, times, read, totals, written, looked_on)
     if session.json:
@@ -163,12 +172,16 @@ def _progress(length: int, label: str) -> Iterator[Callable[[int], object]]:
 # --- judging ---------------------------------------------------------------------------------------------------------
 
 
-def _replay(session: Session, gathered: Gathered, totals: Totals, connection: Any, findings: Findings) -> int:
+def _replay(
+    session: Session,
+    gathered: Gathered,
+    totals: Totals,
+    steered: Iterable[tuple[str, Any]],
+    findings: Findings,
+) -> int:
     """Hold the present policy against what was gathered; until when what compares with the past only looked on."""
-    from policyd.cli.replay import POLICY, Replay
+    from policyd.cli.replay import Replay
 
-    now = Times.of(connection).now
-    steered = [(name, row) for name in POLICY for row in admin.rows(connection, name, now)]
     replay = Replay(session.sound_config, steered, totals.first_at, totals.last_at)
     with contextlib.closing(replay), _progress(totals.messages, "judging") as advance:
         replay.put((each.user, each.tier, each.tier_by) for each in gathered.summaries() if each.tier)

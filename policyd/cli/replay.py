@@ -24,7 +24,7 @@ from policyd.steering import EVERY_CHECK, Milestone
 from policyd.store import admin, migrate
 from policyd.store.clock import LedgerClock
 from policyd.store.gathered import Row
-from policyd.store.ledger import Ledger, Notes, Stage, Staged
+from policyd.store.ledger import Ledger, Notes, Staged
 from policyd.units import DAY
 from policyd.watch import Watch
 
@@ -54,13 +54,49 @@ class _Clock(LedgerClock):
 
 
 class _Past(Ledger):
-    """A ledger in which the recipients of the mail under way were asked about before."""
+    """A ledger of mail that nobody waits for: each is decided at once, many are written together, decisions are not kept."""
 
-    #: ``None``: they are asked about one by one.
+    #: The recipients of the mail under way, as if they had been asked about before; ``None``: they were.
     recipients: Sequence[Earlier] | None = None
+
+    def __init__(self, connection: sqlite3.Connection, clock: LedgerClock) -> None:
+        super().__init__(connection, clock, settle, lambda: 0, self._failed)
+        # It is empty: nothing was decided before.
+        self.instances.complete = True
+        self._staged = Staged()
+        self._number = 0
+
+    def _failed(self, operation: Operation, error: Exception) -> None:
+        raise UserError(f"a mail of the log cannot be decided: {type(error).__name__}: {error}") from error
 
     def siblings(self, request: Request) -> Sequence[Earlier]:
         return super().siblings(request) if self.recipients is None else self.recipients
+
+    def judge(self, operation: Operation) -> tuple[Decision, Notes]:
+        """The decision, and what it noted."""
+        self._read([operation])
+        batch, staged = self.decide([operation]), self._staged.batch
+        self.memories.pile(batch.facts, staged.facts)
+        self.accounts.pile(batch.accounts, staged.accounts)
+        staged.notes.suspensions.extend(batch.notes.suspensions)
+        self._number += 1
+        if self._number % PIECE == 0:
+            self._flush()
+        (decision,) = batch.decisions
+        assert decision is not None, "a failure was told"
+        return decision, batch.notes
+
+    def _flush(self) -> None:
+        batch = self._staged.batch
+        self.connection.execute("BEGIN")
+        self._write(*self._prepare((), self._dirty), batch.facts, batch.accounts, batch.notes)
+        self.connection.execute("COMMIT")
+        self._dirty.clear()
+        self.steering.generation = self.mirror.current_generation()
+        self.memories.written(batch.facts)
+        self.accounts.written(batch.accounts)
+        self._staged = Staged()
+        self.trim()
 
 
 def replayed(config: Config) -> tuple[CheckSection, ...]:
@@ -97,10 +133,7 @@ class Replay:
                 change.put("milestone", Milestone(name, "", "learn", 0, 0))
         self._clock = _Clock()
         self._clock.at = first_at
-        self._failure = ""
-        self._ledger = _Past(self._connection, self._clock, settle, lambda: 0, self._failed)
-        # It is empty: nothing was decided before.
-        self._ledger.instances.complete = True
+        self._ledger = _Past(self._connection, self._clock)
         checks = replayed(config)
         self._engine = build_engine(replace(config, checks=checks))
         self._at_rcpt = any(c.use == "quota" and c.options.count_at == "rcpt" for c in checks)
@@ -108,15 +141,11 @@ class Replay:
         self.looks_on_until = first_at + min(LOOKS_ON, (last_at - first_at) // 2)
         self._watch, self._engine.watch = self._engine.watch, _looking_on(self._engine.watch)
         self._site = config.site
-        self._staged = Staged()
         self._number = 0
 
     def close(self) -> None:
         """Remove the temporary database."""
         self._connection.close()
-
-    def _failed(self, operation: Operation, error: Exception) -> None:
-        self._failure = f"{type(error).__name__}: {error}"
 
     def put(self, accounts: Iterable[tuple[str, str, str]]) -> None:
         """Put logins into their tiers before the first mail: login, tier, by whom."""
@@ -162,13 +191,10 @@ class Replay:
             alone = to[0] if count == 1 and to else ""
             _, cases = self._settled(attributes | {"recipient": alone, "recipient_count": str(count)})
             yield from cases
-        if self._number % PIECE == 0:
-            self._write()
 
     def _settled(self, attributes: dict[str, str]) -> tuple[Decision, list[Case]]:
         request = self._site.request(attributes)
-        ledger, staged = self._ledger, self._staged
-        consulting = self._engine.consult(request, self._clock.at, ledger.steering)
+        consulting = self._engine.consult(request, self._clock.at, self._ledger.steering)
         try:
             consulting.send(None)
         except StopIteration as done:
@@ -178,31 +204,8 @@ class Replay:
             raise UserError(
                 "a check of the configuration waits for something, so it cannot be held against a log"
             )
-        while (became := ledger.stage([operation], staged)) is Stage.UNREAD:
-            ledger.read([operation], staged)
-        if became is Stage.ALONE:
-            self._write()
-            batch = ledger.run([operation])
-            decision, notes = batch.decisions[0], batch.notes
-        else:
-            decision, notes = staged.batch.decisions.pop(), staged.batch.notes
-            staged.operations.clear()
-            staged.rows.clear()
-            staged.batch.charges.clear()
-        if decision is None:
-            raise UserError(f"a mail of the log cannot be decided: {self._failure}")
-        cases = list(_cases(decision, notes))
-        notes.events.clear()
-        notes.history.clear()
-        return decision, cases
-
-    def _write(self) -> None:
-        # Nobody else knows this database.
-        self._staged.generation = self._ledger.steering.generation
-        if not self._ledger.write(self._staged):
-            raise UserError("the temporary database was changed by somebody else")
-        self._staged = Staged()
-        self._ledger.trim()
+        decision, notes = self._ledger.judge(operation)
+        return decision, list(_cases(decision, notes))
 
 
 def _cases(decision: Decision, notes: Notes) -> Iterator[Case]:

@@ -94,7 +94,7 @@ class Place:
     def json(self, *words: str) -> Any:
         """What it prints for programs; it must have worked."""
         result = self.run("--json", *words)
-        assert result.exit_code == 0, result.output
+        assert result.exit_code == 0, (result.output, result.exception)
         return json.loads(result.stdout)
 
     def ask(self, sql: str, *values: object) -> list[Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from policyd.accounts import LOGS_LEARNED, digest
 from policyd.checks import options_of
 from policyd.config import load
 from policyd.service import build_engine
+from policyd.store import clock
 from policyd.units import DAY, HOUR, Limit
 from policyd.window import Counter, slot_width
 from tests.cli.place import Place
@@ -164,6 +167,19 @@ def test_the_same_log_again_changes_nothing(place: Place, tmp_path: Path) -> Non
     ] == "before we enforce"
 
 
+def test_the_same_log_again_changes_nothing_though_a_clock_was_slewed(place: Place, tmp_path: Path) -> None:
+    """Ledger time and the wall clock drift apart by milliseconds; mail of the past does not move with them."""
+    log, states = Log(), []
+    log.mail(0, "alice", *recipients(3))
+    path = log.write(tmp_path / "mail.log")
+    for apart in (700, 705, 690):
+        state = (clock.boot_id(), clock.boottime(), clock.wall() - apart, clock.wall())
+        place.write("INSERT OR REPLACE INTO ledger_state VALUES (1, ?, ?, ?, ?, 0, 0)", *state)
+        place.json("learn", path)
+        states.append(place.ask("SELECT * FROM account") + place.ask("SELECT * FROM history"))
+    assert states[0] == states[1] == states[2]
+
+
 def test_what_is_learned_is_there(place: Place, tmp_path: Path) -> None:
     """The tier, the first and last mail, the recipients as digests with their day, the busiest window of each day."""
     log = Log()
@@ -283,6 +299,26 @@ def test_mail_of_own_networks_counts_for_the_server_and_is_no_login(place: Place
     told = place.json("learn", log.write(tmp_path / "mail.log"))
     assert sum(would(told)["whole-server", "refuse"].values()) == 1
     assert place.ask("SELECT count(*) FROM account") == [(0,)]
+
+
+def test_root_reads_logs_that_the_owner_of_the_database_may_not(tmp_path: Path) -> None:
+    """/var/log/mail.log is root's, the database policyd's, as whom root works on it."""
+    log = Log()
+    log.mail(0, "alice", "bob@example.com")
+    path = Path(log.write(tmp_path / "mail.log"))
+    path.chmod(0o600)
+    # What Python loads only now it could not read as another user, if it lies in root's home.
+    made(tmp_path).json("learn", "--dry-run", str(path))
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        home = Path(name) / "home"
+        home.mkdir()
+        theirs = made(home)
+        if os.geteuid() == 0:
+            for each in (home, *home.glob("policyd.db*")):
+                os.chown(each, 65534, 65534)
+        assert theirs.json("learn", str(path))["written"]["tiers"] == 1
+        assert len({each.stat().st_uid for each in home.glob("policyd.db*")}) == 1
 
 
 def test_a_running_daemon_goes_by_what_was_learned_from_the_next_request_on(
