@@ -13,6 +13,7 @@ from typing import Any
 
 from policyd.steering import ROWS, TABLES, Row
 from policyd.store.clock import ledger_now, wall
+from policyd.window import Counter
 
 _SELECT = {
     "ban": "SELECT kind, value, reason, author, created_at, expires_at FROM ban ORDER BY kind, value",
@@ -176,6 +177,17 @@ class Change:
         key = json.dumps(["user", user], ensure_ascii=False)
         self.connection.execute("INSERT INTO change (tbl, key) VALUES ('counter', ?)", (key,))
         return deleted
+
+    def begin_usage(self, user: str, unit: str, counter: Counter) -> bool:
+        """Let the account begin with what it has used elsewhere; whether it did: what is counted here already stays."""
+        row = ("user", user, unit, counter.pack(), counter.expires(self.now))
+        begun = (
+            self.connection.execute("INSERT OR IGNORE INTO counter VALUES (?, ?, ?, ?, ?)", row).rowcount == 1
+        )
+        if begun:
+            key = json.dumps(["user", user], ensure_ascii=False)
+            self.connection.execute("INSERT INTO change (tbl, key) VALUES ('counter', ?)", (key,))
+        return begun
 
     def record(self, action: str, subject: str, detail: str) -> None:
         """Put what was done into the history."""
