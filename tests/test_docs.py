@@ -170,7 +170,7 @@ def test_the_manual_has_nothing_that_policyctl_has_not() -> None:
     described = sections(page("policyctl.1"))
     for title in set(described) - {"OPTIONS", "EXIT STATUS", "ENVIRONMENT", "SEE ALSO"}:
         for head, text in entries(described[title]).items():
-            path = re.match(r"\*([a-z ]+)\*", head)
+            path = re.match(r"\*([a-z -]+)\*", head)
             assert path, head
             assert path[1] in COMMANDS, head
             module, _, function = COMMANDS[path[1]].target.partition(":")

@@ -259,9 +259,11 @@ def _merged(
         with contextlib.suppress(ValueError):
             ours.append(values.domain(domain))
     wrote = [domain for domain in sorted(site.domains) if domain != PLACEHOLDER or PLACEHOLDER in ours]
-    found: dict[str, str | list[str]] = {"domains": list(dict.fromkeys([*wrote, *ours])) or [PLACEHOLDER]}
-    if set(found["domains"]) == set(site.domains):
-        del found["domains"]
+    found: dict[str, str | list[str]] = {}
+    together = list(dict.fromkeys([*wrote, *ours]))
+    # Where Postfix knows none, even the placeholder says more.
+    if together and set(together) != set(site.domains):
+        found["domains"] = together
     known = [ipaddress.ip_network(str(network)) for network in site.networks]
     more = [
         network
