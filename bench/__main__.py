@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench import dnsflood, dnslists, dnsspf, dnstrouble, figures, learning, machine, servers
+from bench import alerting, dnsflood, dnslists, dnsspf, dnstrouble, figures, learning, machine, servers
 
 FIGURES = figures.FIGURES | {
     "dns-warm": dnslists.warm,
@@ -18,6 +18,7 @@ FIGURES = figures.FIGURES | {
     "spf-hostile": dnsspf.spf_hostile,
     "greylist-flood": dnsflood.flood,
     "learn": learning.learn,
+    "alerts": alerting.alerts,
 }
 
 

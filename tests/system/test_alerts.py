@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import threading
 from collections import Counter
@@ -307,3 +308,27 @@ def test_channels_change(tmp_path: Path, after: str) -> None:
             policyd.ctl("alert", "retry")
             wait_for(lambda: states(policyd) == {"sent": 2}, policyd.told)
         assert [each["data"]["subject"] for each in second.told] == ["bob@example.org", "alice@example.org"]
+
+
+def test_a_suspension_reaches_the_admin(tmp_path: Path) -> None:
+    """From the request that crosses the line to the mail: who, why, from where, how much got out, what to type."""
+    address = f"unix:{tmp_path}/sock"
+    with MailServer() as mail:
+        detect = "[[detect]]\nname = 'hijacked'\nwhen = 'more than 3 client networks per user in 10m'\nthen = 'suspend'\n"
+        config = policy(
+            address,
+            limits=["10 messages per 1h", "10 recipients per 1h"],
+            checks=f"{detect}[[alert]]\nto = 'mailto:root'\n[alerts]\nsmtp = '127.0.0.1:{mail.address[1]}'\n",
+        )
+        with Policyd(tmp_path, config) as policyd, Asker(address) as asker:
+            answers = [asker.ask(client_address=f"198.51.{number}.7") for number in range(5)]
+            assert answers[:3] == ["DUNNO"] * 3
+            found = re.search(r"ref (\w+)", answers[3])
+            assert found
+            wait_for(lambda: len(mail.mails) == 1, policyd.told)
+        text = mail.mails[0].get_payload(decode=True).decode()  # type: ignore[union-attr]
+        assert "alice@example.org is suspended until" in text
+        assert "4 client networks, more than 3 in 10m" in text
+        assert "198.51.3.7" in text
+        assert "3 messages, 3 recipients" in text
+        assert f"policyctl explain {found[1]}" in text
