@@ -55,6 +55,9 @@ class Book:
         #: Waiting alerts by uid, in the order in which they were made.
         self.waiting: dict[str, Alert] = {}
         self.told: dict[tuple[str, str, str], Told] = {}
+        #: The same by channel, and what was told to begin and is not over, with the channels that know it: asked each second.
+        self._of: dict[str, dict[str, Alert]] = {}
+        self._open: dict[tuple[str, str], set[str]] = {}
         #: Channels that want nothing any more: when they said so, and what.
         self.stopped: dict[str, tuple[int, str]] = {}
         self._recent: dict[tuple[str, str], deque[int]] = {}
@@ -75,7 +78,11 @@ class Book:
         """Take in what was written down before; what is known already is newer."""
         found = {alert.uid: alert for alert in alerts if alert.uid not in self._changes.alerts}
         self.waiting = {**found, **self.waiting}
+        for alert in self.waiting.values():
+            self._of.setdefault(alert.channel, {})[alert.uid] = alert
         self.told = {**told, **self.told}
+        for key, each in self.told.items():
+            self._set_open(key, each, each.open)
         self.stopped = {**stopped, **self.stopped}
 
     # --- what happens -----------------------------------------------------------------------------------------------
@@ -89,6 +96,8 @@ class Book:
         for channel in self._channels.values():
             if event.kind == TEST:
                 if event.subject in ("", channel.name):
+                    # Who asks whether it works does not want to hear that it did not before.
+                    self._paused.pop(channel.name, None)
                     made.append(self._add(channel, event, now, {}))
             elif event.kind in channel.kinds and (extra := self._worth(channel, event, now)) is not None:
                 made.append(self._tell(channel, event, now, extra))
@@ -103,9 +112,18 @@ class Book:
                 made += [self._tell(channel, event, now, self._worth(channel, event, now) or {})]
         return made
 
-    def is_open(self, kind: str) -> set[str]:
-        """The subjects of this kind that some channel was told began, and not yet that they are over."""
-        return {thing for (_, of, thing), told in self.told.items() if of == kind and told.open}
+    def is_open(self, kinds: Iterable[str]) -> list[tuple[str, str]]:
+        """Of these kinds, what some channel was told began, and not yet that it is over."""
+        wanted = frozenset(kinds)
+        return [key for key in self._open if key[0] in wanted]
+
+    def _set_open(self, key: tuple[str, str, str], told: Told, is_open: bool) -> None:
+        told.open = is_open
+        channel, *thing = key
+        channels = self._open.setdefault((thing[0], thing[1]), set())
+        (channels.add if is_open else channels.discard)(channel)
+        if not channels:
+            del self._open[thing[0], thing[1]]
 
     def _worth(self, channel: Channel, event: Event, now: int) -> dict[str, Any] | None:
         """Whether the channel is told: what is to be added to the facts, ``None`` if not."""
@@ -114,7 +132,7 @@ class Book:
         if event.resolved:
             if told is None or not told.open:
                 return None
-            told.open = False
+            self._set_open(key, told, False)
             self._changes.told[key] = told
             return {}
         if told is not None and now - told.at < channel.repeat_after:
@@ -129,7 +147,8 @@ class Book:
             told = self.told[key] = Told(now, event.kind in LASTING)
         else:
             told.times = told.times + 1 if now - told.at < channel.repeat_after else 1
-            told.at, told.open, told.held = now, event.kind in LASTING, 0
+            told.at, told.held = now, 0
+        self._set_open(key, told, event.kind in LASTING)
         self._changes.told[key] = told
         return extra
 
@@ -137,12 +156,13 @@ class Book:
         recent = self._recent.setdefault((channel.name, event.kind), deque())
         while recent and now - recent[0] >= SINGLY_WITHIN:
             recent.popleft()
-        crowded = sum(alert.channel == channel.name for alert in self.waiting.values()) >= MOST_WAITING
+        waiting = self._of.setdefault(channel.name, {})
+        crowded = len(waiting) >= MOST_WAITING
         if len(recent) < SINGLY and not crowded:
             recent.append(now)
             return self._add(channel, event, now, extra)
-        for alert in self.waiting.values():
-            gathers = (alert.channel, alert.kind, alert.subject) == (channel.name, event.kind, "")
+        for alert in reversed(waiting.values()):
+            gathers = (alert.kind, alert.subject) == (event.kind, "")
             # One that was sent, perhaps, must not change any more; where there are too many it counts at least.
             if gathers and (crowded or (alert.tries == 0 and now < alert.next_try)):
                 self._gather(alert, event, keep=alert.tries == 0)
@@ -175,7 +195,9 @@ class Book:
             next_try=now,
         )
         # What it told of is as new as before if the same is read once more: it keeps its tries.
-        return self.waiting.setdefault(uid, alert)
+        alert = self.waiting.setdefault(uid, alert)
+        self._of.setdefault(channel.name, {})[uid] = alert
+        return alert
 
     def _forget(self, now: int) -> None:
         if len(self.told) < MOST_TOLD:
@@ -183,7 +205,7 @@ class Book:
         longest = max([REMEMBER, *(channel.repeat_after for channel in self._channels.values())])
         old = [key for key, told in self.told.items() if not told.open and now - told.at > longest]
         for key in old or sorted(self.told, key=lambda key: self.told[key].at)[: MOST_TOLD // 10]:
-            del self.told[key]
+            self._set_open(key, self.told.pop(key), False)
             self._changes.told[key] = None
 
     # --- sending ----------------------------------------------------------------------------------------------------
@@ -197,9 +219,7 @@ class Book:
             return None
         best: Alert | None = None
         before: set[tuple[str, str]] = set()
-        for alert in self.waiting.values():
-            if alert.channel != channel:
-                continue
+        for alert in self._of.get(channel, {}).values():
             thing = (alert.kind, alert.subject)
             # That it is over is not told before that it began.
             if (
@@ -216,9 +236,9 @@ class Book:
     def sent(self, alert: Alert, now: int) -> None:
         """The channel has it, and has said so."""
         self._paused.pop(alert.channel, None)
-        for other in self.waiting.values():
+        for other in self._of.get(alert.channel, {}).values():
             # It works again: what failed before need not wait any longer.
-            if other.channel == alert.channel and other.tries:
+            if other.tries:
                 other.next_try = min(other.next_try, now)
         self._end(alert, SENT, now)
 
@@ -274,6 +294,7 @@ class Book:
         if state == SENT:
             alert.error = ""
         self.waiting.pop(alert.uid, None)
+        self._of.get(alert.channel, {}).pop(alert.uid, None)
         self._changed(alert)
 
     # --- writing down -----------------------------------------------------------------------------------------------

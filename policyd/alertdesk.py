@@ -20,12 +20,14 @@ from policyd.alerts import Deliver, Sent
 from policyd.alerts.courier import Courier
 from policyd.alertwatch import KINDS, State, Watch
 from policyd.store.alerts import Exchange, Found, event_row, rows_of
-from policyd.units import HOUR, format_duration
+from policyd.units import HOUR, MINUTE, format_duration
 
 log = logging.getLogger("policyd.alerts")
 
 #: Between two looks at what happened and what is due, s.
 LOOK = 1.0
+#: Between two alerts to one channel, s: what has gathered must press neither the channel nor the disk.
+PACE = 0.1
 #: How long the end waits for a channel that has something in hand, s.
 ENDING = 3.0
 #: The writer is said to hang when a short job takes so long, ms.
@@ -77,8 +79,12 @@ class AlertDesk:
         self._exchanging = 0
         self._again = False
         self._cursor = self._taken = 0
-        self._next_prune = 0
+        self._next_prune = self._next_expiry = 0
+        self._ending = False
         self._failures: dict[str, int] = {}
+        #: The uids of what couriers have in hand, and when each channel is sent the next.
+        self._in_hand: set[str] = set()
+        self._free_at: dict[str, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
 
@@ -103,6 +109,7 @@ class AlertDesk:
         """End: wait a little for what is under way, and have all that is known written."""
         if self._timer is not None:
             self._timer.cancel()
+        self._ending = True
         until = self._loop.time() + ENDING
         for _, courier in self._couriers.values():
             courier.end()
@@ -138,8 +145,10 @@ class AlertDesk:
         try:
             now = self._now()
             self._look(now)
-            for alert in self.book.expire(now):
-                self._given_up(alert)
+            if now >= self._next_expiry:
+                self._next_expiry = now + MINUTE
+                for alert in self.book.expire(now):
+                    self._given_up(alert)
             self._exchange()
         except Exception:  # what is told must not end with one defect
             log.exception("alerts failed; they go on")
@@ -147,8 +156,7 @@ class AlertDesk:
     def _look(self, now: int) -> None:
         """See what of the daemon's own is in trouble, and what is not any more."""
         # What was told before the start is known only after it was read.
-        open_before = [(kind, subject) for kind in KINDS for subject in self.book.is_open(kind)]
-        for event in self._watch.look(self._states(), open_before, now, self._wall()):
+        for event in self._watch.look(self._states(), self.book.is_open(KINDS), now, self._wall()):
             if len(self._pending) < MOST_PENDING:
                 self._pending.append(event)
         pending = {(event.kind, event.subject) for event in self._pending}
@@ -225,12 +233,17 @@ class AlertDesk:
     # --- the channels -----------------------------------------------------------------------------------------------
 
     def _send(self) -> None:
+        if self._ending:
+            return
         now = self._now()
         for name, (_, courier) in self._couriers.items():
-            if not courier.has:
-                alert = self.book.due(name, now, unstored=not self._works)
-                if alert is not None:
-                    courier.send(alert)
+            if courier.has or self._loop.time() < self._free_at.get(name, 0.0):
+                continue
+            alert = self.book.due(name, now, unstored=not self._works)
+            # A courier that a reload dismissed has it in hand, perhaps, and comes back yet.
+            if alert is not None and alert.uid not in self._in_hand:
+                self._in_hand.add(alert.uid)
+                courier.send(alert)
 
     def _back(self, name: str, uid: str, sent: Sent) -> None:
         """A courier is back; on its thread."""
@@ -243,6 +256,9 @@ class AlertDesk:
     def _done(self, name: str, uid: str, sent: Sent) -> None:
         """A courier is back."""
         now = self._now()
+        self._in_hand.discard(uid)
+        self._free_at[name] = self._loop.time() + PACE
+        self._loop.call_later(PACE, self._send)
         entry = self._couriers.get(name)
         if entry is not None and entry[1].has == uid:
             entry[1].has = ""

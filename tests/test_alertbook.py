@@ -95,7 +95,9 @@ def test_what_lasts_is_told_again() -> None:
     assert not told.lasts(sick, HOUR)
     assert told.lasts(sick, 6 * HOUR)
     assert not told.lasts(sick, 7 * HOUR)
-    assert told.is_open("store-sick") == {"database"}
+    assert told.is_open(["store-sick"]) == [("store-sick", "database")]
+    told.take(event("store-sick", "database", resolved=True), 8 * HOUR)
+    assert told.is_open(["store-sick"]) == []
 
 
 def test_each_channel_is_told_what_it_wants() -> None:

@@ -174,12 +174,16 @@ def test_channels(session: Session, channel: str | None) -> int:
         event = event._replace(id=alerts.put_event(connection, event))
     wanted = {event.uid(name): name for name in ([channel] if channel else names)}
     found = _wait(session, set(wanted), time.monotonic() + config.alerts.timeout / 1000 + PATIENCE)
+    with session.reading() as connection:
+        stopped = {name: error for name, _, error in alerts.stopped(connection)}
     records: list[dict[str, Any]] = []
     lines = []
     for uid, name in wanted.items():
         alert = found.get(uid)
         state = alert.state if alert is not None else "not taken"
         error = alert.error if alert is not None else "the daemon has not looked; does it run with this file?"
+        if alert is not None and not error and name in stopped:
+            error = f"{stopped[name]}; 'policyctl alert retry {name}' tries it again"
         records.append({"channel": name, "state": state, "error": error})
         color = "green" if state == SENT else "red"
         lines.append(
