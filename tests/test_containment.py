@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,37 @@ def test_a_removed_database_is_noticed_and_bans_stay(tmp_path: Path, monkeypatch
     disk = Disk(path)
     assert disk.query("SELECT value FROM ban") == [(ALICE,)]
     assert disk.used("messages/external", "bert@example.org") == 5
+
+
+def test_a_removed_log_is_noticed_and_what_is_in_it_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it all that was answered since the last checkpoint would be gone with the next kill -9."""
+    monkeypatch.setattr(sturdy_module, "LOOK", 0.0)
+    path = tmp_path / "policyd.db"
+    log = Path(f"{path}-wal")
+    with Store(path, engine(ban_rule(), quota_rule("100 messages per 1h"))) as store:
+        for _ in range(4):
+            assert store.settled(ask(sasl_username="bert")).verdict == "pass"
+        wait_until(lambda: store.writer.ledger._log is not None)
+        log.unlink()
+        wait_until(log.exists)
+        assert store.settled(ask(sasl_username="bert")).verdict == "pass"
+        # What anybody else sees, while it runs.
+        disk = Disk(path)
+        assert disk.used("messages/external", "bert@example.org") == 5
+        ban_alice(path)
+        assert store.settled(ask()).by == "bans"
+        assert not store.writer.sick
+    assert [found.name for found in tmp_path.glob("*.damaged-*")] == []
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Look until it is so."""
+    until = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_an_opinion_that_is_none_fails_its_own_check_only() -> None:

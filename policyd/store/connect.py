@@ -10,6 +10,7 @@ import contextlib
 import os
 import sqlite3
 import stat
+import time
 from collections.abc import Iterator
 from typing import ClassVar, TypeVar
 
@@ -19,6 +20,8 @@ from policyd.store import locks, migrate
 #: How long the daemon waits for somebody else's transaction before it goes on in memory, ms.
 DAEMON_BUSY = 250
 ADMIN_BUSY = 5_000
+#: How long policyctl waits for the daemon to open a file that was put in the database's place, s.
+REPLACED_WAIT = 5.0
 #: Size to which the WAL file is cut after a checkpoint, octets.
 WAL_LIMIT = 64 * 1024 * 1024
 #: Octets free on a file system that is called full.
@@ -46,7 +49,8 @@ def translate(error: sqlite3.Error, path: str) -> StoreError:
     if family in _DAMAGED or name in _SHORTER or "malformed" in str(error):
         return StoreDamaged(f"{path} is damaged: {error}")
     if family in _BUSY:
-        return StoreBusy(f"{path}: {error}{_cause(path)}")
+        holder = ": another program writes to it ('fuser -v' shows which)" if family == "SQLITE_BUSY" else ""
+        return StoreBusy(f"{path}: {error}{holder or _cause(path)}")
     return StoreError(f"{path}: {error}")
 
 
@@ -274,15 +278,25 @@ def open_for_admin(path: str) -> Iterator[sqlite3.Connection]:
 def _write_lock(path: str) -> Iterator[None]:
     if _read_only(path):
         raise StoreBusy(f"{path}{_cause(path)}; nothing can be changed until it is mounted writable")
-    with contextlib.ExitStack() as lock:
-        try:
-            lock.enter_context(locks.write_lock(path))
-        except StoreBusy:
-            # A daemon that was started on a full disk holds it until there is room.
-            if cause := _cause(path):
-                raise StoreBusy(f"{path}{cause}; make room there, then try again") from None
-            raise
-        yield
+    until = time.monotonic() + REPLACED_WAIT
+    while True:
+        with contextlib.ExitStack() as lock:
+            try:
+                lock.enter_context(locks.write_lock(path))
+            except StoreBusy:
+                # A daemon that was started on a full disk holds it until there is room.
+                if cause := _cause(path):
+                    raise StoreBusy(f"{path}{cause}; make room there, then try again") from None
+                raise
+            if not locks.is_open_elsewhere(path):
+                yield
+                return
+        # The daemon moves the write-ahead log of the former file aside, and what we wrote now would go with it.
+        if time.monotonic() >= until:
+            raise StoreBusy(
+                f"{path} was replaced while policyd runs, which has not opened it yet; try again in a moment"
+            )
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager

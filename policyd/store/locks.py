@@ -89,6 +89,36 @@ def daemon_running(database: str) -> bool | None:
     return False
 
 
+def tell_open(database: str, file: tuple[int, int] | None) -> None:
+    """Write into the daemon's lock file which file (device, inode) it has open under the database's name.
+
+    Where that cannot be written, or is ``None``, nothing is said, and nobody is kept waiting by it.
+    """
+    with contextlib.suppress(OSError):
+        fd = os.open(f"{database}.daemon-lock", os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, b"%d:%d\n" % file if file is not None else b"", 0)
+        finally:
+            os.close(fd)
+
+
+def is_open_elsewhere(database: str) -> bool:
+    """Whether a daemon runs that has another file open than the one at the database's name: it was replaced just now."""
+    if not daemon_running(database):
+        return False
+    try:
+        fd = os.open(f"{database}.daemon-lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            said = os.read(fd, 100)
+        finally:
+            os.close(fd)
+        status = os.stat(database)
+    except OSError:
+        return False
+    return bool(said.endswith(b"\n")) and said != b"%d:%d\n" % (status.st_dev, status.st_ino)
+
+
 @contextlib.contextmanager
 def write_lock(database: str, timeout: float = 5.0) -> Iterator[None]:
     """Hold the lock for a change or a checkpoint; with ``timeout`` 0 only if it is free at once.

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from policyd.decision import Decision, Operation
 from policyd.errors import StoreBusy, StoreDamaged, StoreError
 from policyd.steering import Steering
-from policyd.store import aside, connect
+from policyd.store import aside, connect, locks
 from policyd.store.clock import LedgerClock, stored_base, wall
 from policyd.store.health import write_health
 from policyd.store.ledger import Ledger, NotWritten, Settle, Stage, Staged
@@ -78,6 +78,9 @@ class SturdyLedger:
         #: When the last step of upkeep ended, and what it took, s.
         self._upkept = self._upkeep_took = 0.0
         self._inode: tuple[int, int] | None = None
+        #: The same of its write-ahead log.
+        self._log: tuple[int, int] | None = None
+        self._log_gone = False
         #: The name of the damaged file that was moved aside last.
         self._kept = ""
         #: Why no new file could be begun, as told last.
@@ -91,14 +94,16 @@ class SturdyLedger:
 
         :raises StoreError: it cannot be opened at all.
         """
+        # What a daemon before this one had open says nothing.
+        self._has_open(None)
         try:
             self._open(connect.open_for_daemon(self.path, self.durability))
-            self._inode = _inode(self.path)
+            self._has_open(_inode(self.path))
         except StoreDamaged as error:
             try:
                 self._begin_anew(str(error), None).close()
                 self._open(connect.open_for_daemon(self.path, self.durability))
-                self._inode = _inode(self.path)
+                self._has_open(_inode(self.path))
             except (sqlite3.Error, StoreBusy) as trouble:
                 self._start_sick(
                     connect.translate(trouble, self.path) if isinstance(trouble, sqlite3.Error) else trouble
@@ -113,6 +118,10 @@ class SturdyLedger:
                 log.error("store-sick: it cannot be used as it is either: %s", trouble)
                 self._open_nowhere(self.path)
         self._upkeep = Upkeep(self._ledger, self.path, self.keep)
+
+    def _has_open(self, file: tuple[int, int] | None) -> None:
+        self._inode, self._log = file, None
+        locks.tell_open(self.path, file)
 
     def _start_sick(self, trouble: StoreError) -> None:
         self.sick = str(trouble)
@@ -300,7 +309,7 @@ class SturdyLedger:
             raise
         old.close()
         if found != self._inode:
-            self._inode = found
+            self._has_open(found)
             self.replaced()
 
     def _replace(self, why: str) -> None:
@@ -308,7 +317,8 @@ class SturdyLedger:
         try:
             self._ledger.connection.close()
             self._begin_anew(why, self._ledger)
-            self._inode, self._not_begun = _inode(self.path), ""
+            self._has_open(_inode(self.path))
+            self._not_begun = ""
             self.replaced()
             self._next_retry = 0.0
         except (sqlite3.Error, StoreError, OSError) as error:
@@ -380,6 +390,36 @@ class SturdyLedger:
             self._next_look = time.monotonic() + LOOK
             if _inode(self.path) != self._inode:
                 raise StoreError(f"{self.path} was removed or replaced while policyd runs")
+            found = _inode(f"{self.path}-wal")
+            if self._log is None:
+                self._log = found
+            elif found != self._log:
+                self._renew_log()
+
+    def _renew_log(self) -> None:
+        """The write-ahead log was removed under our hands: what is in it is ours to save, while we have it open."""
+        if not self._log_gone:
+            self._log_gone = True
+            log.error(
+                "store-log: %s-wal was removed or replaced while policyd runs; saving what is in it",
+                self.path,
+            )
+        ledger = self._ledger
+        with contextlib.suppress(StoreBusy), locks.write_lock(self.path, 0.0):
+            busy, *_ = ledger.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if busy:
+                # Somebody reads; at the next look perhaps nobody does.
+                return
+            old, connection = ledger.connection, connect.open_for_daemon(self.path, self.durability)
+            try:
+                ledger.reopened(connection)
+            except BaseException:
+                connection.close()
+                raise
+            old.close()
+            self._log, self._log_gone = None, False
+            self.replaced()
+            log.warning("store-well: what was in %s-wal is in the database, and nothing is lost", self.path)
 
     def do(self, job: Callable[[sqlite3.Connection], T]) -> T | None:
         """What a small job on the connection returns; ``None`` while the database is in trouble.

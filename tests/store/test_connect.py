@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from policyd.errors import StoreBusy, StoreDamaged, StoreError, StoreRefused
-from policyd.store import connect
+from policyd.store import connect, locks
 from policyd.store.connect import open_for_admin, open_for_daemon, open_for_reading, translate
 
 
@@ -298,3 +298,44 @@ def test_a_file_that_may_not_be_written_is_trouble_not_an_error(
     monkeypatch.setattr(connect, "writable", lambda path: False)
     with pytest.raises(StoreBusy, match="cannot be written: check its rights"):
         open_for_daemon(path)
+
+
+def test_a_change_waits_until_the_daemon_has_the_new_file_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the moment before a replaced database is noticed a ban would go into a log that is about to be moved aside."""
+    path = str(tmp_path / "policyd.db")
+    open_for_daemon(path).close()
+    daemon = locks.DaemonLock(path)
+    try:
+        locks.tell_open(path, (1, 2))
+        monkeypatch.setattr(connect, "REPLACED_WAIT", 0.0)
+        with (
+            pytest.raises(StoreBusy, match=r"was replaced while policyd runs.*try again in a moment"),
+            open_for_admin(path),
+        ):
+            pass
+        monkeypatch.setattr(connect, "REPLACED_WAIT", 60.0)
+        status = os.stat(path)
+        naps = []
+
+        def nap(seconds: float) -> None:
+            naps.append(seconds)
+            # The daemon needs this lock to move the log: it must be free meanwhile.
+            with locks.write_lock(path, 0.0):
+                locks.tell_open(path, (status.st_dev, status.st_ino))
+
+        monkeypatch.setattr(connect.time, "sleep", nap)
+        with open_for_admin(path) as connection:
+            connection.execute("INSERT INTO ban VALUES ('user', 'x@example.org', '', '', 1, 0)")
+        assert naps == [0.05]
+        locks.tell_open(path, None)
+        with open_for_admin(path):
+            pass
+        assert not naps[1:]
+        locks.tell_open(path, (1, 2))
+    finally:
+        daemon.release()
+    # What a daemon that is gone had open says nothing.
+    with open_for_admin(path):
+        pass

@@ -159,7 +159,10 @@ def test_replaced_while_it_runs(tmp_path: Path) -> None:
         for number in range(50):
             asker.ask(user=f"other{number}@example.org")
         os.rename(tmp_path / "new.db", policyd.database)
+        # Whether or not policyd has noticed yet: what policyctl says it did is done.
+        policyd.ctl("ban", "user", "eve@example.org", "--force")
         policyd.wait_told("store-well: ")
+        assert asker.ask(user="eve@example.org").startswith("550 ")
         known = policyd.used(ALICE, "messages")
         assert known == 20
         for number in range(3000):
