@@ -167,6 +167,7 @@ class Service:
         self._timer: asyncio.TimerHandle | None = None
         self._life: asyncio.TimerHandle | None = None
         self._reloading: asyncio.Task[None] | None = None
+        self._reload_wanted = False
         self._mending: asyncio.Task[None] | None = None
         #: Whether it ever listened: what never began is not told to have ended.
         self._listened = False
@@ -318,8 +319,15 @@ class Service:
         self.desk.decision_log.reopen()
 
     def _reload_soon(self) -> None:
+        # One that is asked for during another comes after it: the file may have been read already.
+        self._reload_wanted = True
         if self._reloading is None or self._reloading.done():
-            self._reloading = self._loop.create_task(self.reload())
+            self._reloading = self._loop.create_task(self._reload_as_wanted())
+
+    async def _reload_as_wanted(self) -> None:
+        while self._reload_wanted:
+            self._reload_wanted = False
+            await self.reload()
 
     async def reload(self) -> None:
         """Read the configuration again and take it over; a bad one is refused, and the old one kept."""
@@ -339,7 +347,8 @@ class Service:
 
     async def _reload(self) -> None:
         self.desk.decision_log.reopen()
-        config = load(self.config.path, checks.options_of)
+        # Not on the loop: a file of some megabytes takes seconds, and requests do not wait for it.
+        config = await self._loop.run_in_executor(None, load, self.config.path, checks.options_of)
         self.names.prepare(config)
         engine = build_engine(config, self.names)
         old_log = self.desk.decision_log

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import stat
 import tomllib
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,7 +147,10 @@ class _Reader:
             self._document.complain_at(place, "", text + (f" (included at {asked})" if asked else ""))
 
         try:
-            with open(name, "rb") as file:
+            with open(name, "rb", opener=_without_waiting) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    complain(name, "is a pipe or a device; " + _remedy(asked, "name a file with --config"))
+                    return None
                 data = file.read(MAX_FILE + 1)
         except FileNotFoundError:
             complain(
@@ -246,6 +250,11 @@ class _Reader:
                 if path[: len(array)] == array and len(path) > len(array):
                     path = (*array, int(path[len(array)]) + offset, *path[len(array) + 1 :])  # noqa: PLW2901
             document.places.setdefault(path, where)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file, and no pipe in its place makes a daemon wait that reloads."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _remedy(asked: str, text: str) -> str:

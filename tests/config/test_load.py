@@ -415,6 +415,8 @@ def test_a_file_that_cannot_be_read_says_why_and_what_to_do(tmp_path: Path) -> N
         "none.toml: there is no such file; create it, or name another with --config"
     ]
     assert problems(Path("a\0b")) == [r"a\x00b: is no file name; name another with --config"]
+    os.mkfifo(tmp_path / "pipe")
+    assert problems(tmp_path / "pipe") == ["pipe: is a pipe or a device; name a file with --config"]
     (tmp_path / "dir").mkdir()
     assert problems(tmp_path / "dir") == ["dir: is a directory; name the file in it with --config"]
 

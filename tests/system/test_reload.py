@@ -56,6 +56,31 @@ def test_a_bad_file_is_refused_whole(tmp_path: Path) -> None:
         assert [asker.ask()[:3] for _ in range(2)] == ["DUN", "450"]
 
 
+def test_a_pipe_in_the_place_of_the_file_stops_no_mail(tmp_path: Path) -> None:
+    """Whoever opens one waits for the other end for ever: policyd does not, and keeps its policy."""
+    address = f"unix:{tmp_path}/sock"
+    with Policyd(tmp_path, policy(address, limits=["5 messages per 1d"])) as policyd, Asker(address) as asker:
+        policyd.config.unlink()
+        os.mkfifo(policyd.config)
+        policyd.reload(refused=True)
+        assert "is a pipe or a device; name a file with --config" in policyd.told()
+        assert asker.ask() == "DUNNO"
+
+
+def test_a_reload_that_is_asked_for_during_another_is_done(tmp_path: Path) -> None:
+    """Who changes the file twice has the second change, whatever the first reload is about; and mail goes on meanwhile."""
+    address = f"unix:{tmp_path}/sock"
+    small = policy(address, limits=["1 messages per 1d"])
+    with Policyd(tmp_path, small) as policyd, Asker(address) as asker:
+        assert [asker.ask()[:3] for _ in range(2)] == ["DUN", "450"]
+        policyd.configure(small + "# a large file takes its time\n" * 20_000)
+        policyd.signal(signal.SIGHUP)
+        assert asker.ask()[:3] == "450"
+        policyd.configure(policy(address, limits=["100 messages per 1d"]))
+        policyd.signal(signal.SIGHUP)
+        wait_for(lambda: asker.ask() == "DUNNO", policyd.told)
+
+
 @pytest.mark.parametrize("kind", ["inet", "twisted"])
 def test_listeners_come_and_go(tmp_path: Path, kind: str) -> None:
     """A listener that is new opens, one that is gone closes; sessions on it go on."""
