@@ -14,7 +14,6 @@ import click
 from policyd.accounts import digest
 from policyd.answer import escape
 from policyd.cli.common import Session, Terms, Times, json_option, pass_session, steering_options
-from policyd.cli.findings import lines_of, records_of
 from policyd.errors import StoreError, UserError
 from policyd.findings import Findings
 from policyd.match import client_key, domain_of
@@ -22,18 +21,17 @@ from policyd.request import parsed_address
 from policyd.store import admin, learned
 from policyd.store.gathered import Gathered, Row, Totals
 from policyd.store.learned import Written
-from policyd.units import MINUTE, format_duration
+from policyd.units import DAY, MINUTE
 
 if TYPE_CHECKING:
-    from policyd.cli.measure import Measure
     from policyd.maillog.trail import Mail, Trail
     from policyd.request import Site
 
 T = TypeVar("T")
-#: What detectors count that have to learn first.
-NEW_RECIPIENTS = "new recipients"
 #: Ledger time of the past is the logged time, but for steps of the wall clock of more than half of this, ms.
 DRIFT = 10 * MINUTE
+#: From so long a log on it shows what is ordinary, ms.
+ORDINARY = 7 * DAY
 #: What a step of writing may take, s: the daemon waits for it.
 STEP = 0.04
 #: Rows of the first step, and of any.
@@ -41,7 +39,7 @@ FIRST_STEP, MOST_IN_STEP = 200, 20_000
 
 
 @click.command()
-@click.argument("files", metavar="FILE...", nargs=-1)
+@click.argument("files", metavar="[FILE...]", nargs=-1)
 @click.option("--journal", is_flag=True, help="Read this machine's journal.")
 @steering_options(lasts=False)
 @json_option
@@ -57,6 +55,7 @@ def learn(session: Session, files: tuple[str, ...], journal: bool, terms: Terms)
     \b
     policyctl learn --dry-run /var/log/mail.log*
     """
+    from policyd.cli.learned_report import Told
     from policyd.cli.measure import Measure
     from policyd.cli.replay import POLICY
 
@@ -85,7 +84,9 @@ def learn(session: Session, files: tuple[str, ...], journal: bool, terms: Terms)
             steered = [(name, row) for name in POLICY for row in admin.rows(connection, name, times.now)]
         looked_on = _replay(session, gathered, totals, steered, findings)
         written = _write(session, terms, gathered, totals, _named(files, journal))
-    told = _Told(session, terms, times, read, totals, written, looked_on)
+    if totals.last_at - totals.first_at < ORDINARY:
+        session.note("mail of less than a week says little of what is ordinary; give older logs too")
+    told = Told(session, terms, times, read, totals, written, looked_on)
     if session.json:
         session.data(told.record(measure, findings))
         return
@@ -240,85 +241,3 @@ def _in_steps(
             took = time.monotonic() - began
         time.sleep(min(took, STEP))
         size = max(FIRST_STEP // 4, min(MOST_IN_STEP, int(size * min(2.0, STEP / max(took, 0.001)))))
-
-
-# --- telling ---------------------------------------------------------------------------------------------------------
-
-
-class _Told:
-    """What it came to, for people and for programs."""
-
-    def __init__(
-        self,
-        session: Session,
-        terms: Terms,
-        times: Times,
-        read: Trail,
-        totals: Totals,
-        written: Written,
-        looked_on: int,
-    ) -> None:
-        self._session, self._terms, self._times = session, terms, times
-        self._read, self._totals, self._written = read, totals, written
-        self._looked_on = looked_on
-
-    def record(self, measure: Measure, findings: Findings) -> dict[str, Any]:
-        """As JSON."""
-        totals, read, written, times = self._totals, self._read, self._written, self._times
-        return {
-            "dry_run": self._terms.dry_run,
-            "lines": read.lines,
-            "not_understood": read.odd,
-            "unfinished": read.unfinished,
-            "messages": totals.messages,
-            "recipients": totals.recipients,
-            "accounts": totals.accounts,
-            "first": times.iso(totals.first_at),
-            "last": times.iso(totals.last_at),
-            "limits": measure.records(),
-            "would": records_of(findings.groups(), times),
-            "not_judged": self._not_judged(),
-            "looked_on_until": times.iso(self._looked_on),
-            "written": vars(written),
-        }
-
-    def lines(self, measure: Measure, findings: Findings) -> Iterator[str]:
-        """As text."""
-        totals, read, written, times = self._totals, self._read, self._written, self._times
-        span = format_duration((totals.last_at - totals.first_at) // 60_000 * 60_000)
-        yield f"read      {read.lines} lines, {times.text(totals.first_at)} to {times.text(totals.last_at)} ({span})"
-        yield f"found     {totals.messages} messages to {totals.recipients} recipients, of {totals.accounts} accounts"
-        if read.odd or read.unfinished:
-            yield f"left out  {read.unfinished} mails that were begun and not queued, {read.odd} lines that make no sense"
-        yield from ["", "The busiest windows of the accounts, and limits that would have fitted them:", ""]
-        yield from measure.lines()
-        groups = findings.groups()
-        yield ""
-        yield (
-            "With the present policy in force all that time:"
-            if groups
-            else "The present policy would have done nothing."
-        )
-        if groups:
-            yield from ["", *lines_of(groups, times)]
-        config = self._session.sound_config
-        if left_out := self._not_judged():
-            yield f"\nnot judged, for a log does not tell: {', '.join(map(escape, left_out))}"
-        if any(detect.section.when.noun == NEW_RECIPIENTS for detect in config.detects):
-            yield f"\nuntil {times.text(self._looked_on)} all recipients were new, and only remembered"
-        yield ""
-        prefix, tier = self._terms.prefix, config.tiers.learned
-        if tier:
-            kept = f"; {written.kept} stay in the tier they were put into" if written.kept else ""
-            out = f"; {written.suspended} were suspended once, and stay out" if written.suspended else ""
-            yield f"{prefix}{written.tiers} accounts put into the tier {escape(tier)}{kept}{out}"
-        else:
-            yield "[tiers] learned names no tier, so the accounts stay in the default one"
-        yield f"{prefix}{written.recipients} recipients remembered, {written.others} more accounts brought up to date"
-
-    def _not_judged(self) -> list[str]:
-        from policyd.cli.replay import replayed
-
-        config = self._session.sound_config
-        judged = {section.name for section in replayed(config)}
-        return [section.name for section in config.checks if section.name not in judged]

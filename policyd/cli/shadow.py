@@ -51,7 +51,7 @@ class Switch(NamedTuple):
 
 
 @click.command()
-@click.argument("names", metavar="NAME...", nargs=-1)
+@click.argument("names", metavar="[NAME...]", nargs=-1)
 @click.option("--since", metavar="WHEN", help="From then on: 'today', 2026-11-01, 7d; default: 30 days.")
 @json_option
 @pass_session

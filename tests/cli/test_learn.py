@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from bench import maillog
 from policyd.accounts import LOGS_LEARNED, digest
 from policyd.checks import options_of
 from policyd.config import load
+from policyd.errors import StoreBusy
 from policyd.service import build_engine
-from policyd.store import clock
+from policyd.store import admin, clock, learned
+from policyd.store.gathered import Summary
 from policyd.units import DAY, HOUR, Limit
 from policyd.window import Counter, slot_width
 from tests.cli.place import Place
@@ -269,9 +272,10 @@ def test_a_hijacking_in_the_log_is_found_by_the_detectors(place: Place, tmp_path
         in next(g for g in told["would"] if g["name"] == "address-book-run")["accounts"][0]["reason"]
     )
     assert place.ask("SELECT * FROM suspension") == []
-    shown = place.run("learn", log.write(tmp_path / "mail.log")).output
-    assert "address-book-run, suspended:" in shown
-    assert "not judged, for a log does not tell: dnsbl" in shown
+    shown = place.ran("learn", log.write(tmp_path / "mail.log"))
+    assert "address-book-run, suspended:" in shown.stdout
+    assert "not judged, for a log does not tell: dnsbl" in shown.stdout
+    assert shown.stderr == ""
 
 
 def test_own_limits_and_tiers_by_hand_hold_in_the_judgement(place: Place, tmp_path: Path) -> None:
@@ -319,6 +323,44 @@ def test_root_reads_logs_that_the_owner_of_the_database_may_not(tmp_path: Path) 
                 os.chown(each, 65534, 65534)
         assert theirs.json("learn", str(path))["written"]["tiers"] == 1
         assert len({each.stat().st_uid for each in home.glob("policyd.db*")}) == 1
+
+
+def test_the_journal_is_learned_from(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--journal alone, and what journalctl itself complains of."""
+    log = Log()
+    log.mail(0, "alice", "bob@example.com")
+    script = tmp_path / "journalctl"
+    script.write_text(f"#!/bin/sh\nexec cat {log.write(tmp_path / 'mail.log')}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert place.json("learn", "--journal")["messages"] == 1
+    assert [row["subject"] for row in place.json("history")] == ["the journal"]
+    script.write_text("#!/bin/sh\necho 'no rights' >&2\nexit 1\n")
+    assert "journalctl failed: no rights" in place.ran("learn", "--journal").stderr
+
+
+def test_a_run_that_is_cut_off_does_no_harm_and_the_next_one_adds_the_rest(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said; the milestone on which detectors rely is set by the last step alone."""
+    log = Log()
+    for number in range(5):
+        log.mail(number, f"u{number}", "bob@example.com")
+    path = log.write(tmp_path / "mail.log")
+    whole = learned.write_accounts
+
+    def busy(change: admin.Change, summaries: Sequence[Summary], *rest: Any) -> None:
+        whole(change, summaries, *rest)
+        raise StoreBusy("the database is locked")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(learned, "write_accounts", busy)
+        result = place.ran("learn", path)
+    assert (result.exit_code, "run it again for the rest" in result.stderr) == (1, True)
+    assert place.ask("SELECT count(*) FROM correspondent") == [(5,)]
+    assert place.ask("SELECT * FROM account") + place.ask("SELECT * FROM milestone") == []
+    assert place.json("learn", path)["written"]["tiers"] == 5
+    assert place.ask("SELECT count(*) FROM milestone") == [(1,)]
 
 
 def test_a_running_daemon_goes_by_what_was_learned_from_the_next_request_on(
@@ -374,6 +416,7 @@ def test_hostile_text_of_a_log_is_escaped_on_a_terminal(place: Place, tmp_path: 
     log = Log()
     for number in range(4):
         log.mail(number, "al\x1b[31mice", *recipients(40))
-    result = place.run("learn", log.write(tmp_path / "mail.log"))
-    assert "\x1b" not in result.output
-    assert "al\\x1b[31mice" in result.output
+    result = place.ran("learn", log.write(tmp_path / "mail.log"))
+    assert "\x1b" not in result.stdout
+    assert "al\\x1b[31mice" in result.stdout
+    assert "less than a week" in result.stderr
