@@ -231,7 +231,7 @@ class Noun(LazyGroup):
         if not ctx.resilient_parsing:
             if all(arg == "--json" for arg in args) and self._entry("list") is not None:
                 args = ["list", *args]
-            elif self.otherwise and args[0] not in self.list_commands(ctx):
+            elif self.otherwise and (not args or args[0] not in self.list_commands(ctx)):
                 args = [self.otherwise, *args]
             elif not args:
                 args = ["--help"]

@@ -72,7 +72,10 @@ def _records(plan: Plan) -> list[dict[str, Any]]:
 @json_option
 @pass_session
 def show(session: Session, instance: str) -> None:
-    """The commands that have this machine's Postfix ask policyd. Changes nothing."""
+    """The commands that have this machine's Postfix ask policyd. Changes nothing.
+
+    Also: postfix enable, which does it, and postfix disable, which takes it back.
+    """
     wanted = _plan(session, instance)
     commands = wanted.plan.commands(instance)
     for note in wanted.plan.notes:

@@ -69,7 +69,7 @@ def outside_chroot(facts: Facts) -> Iterator[Finding]:
 def wrong_address(facts: Facts) -> Iterator[Finding]:
     """An address at which policyd does not listen, or that Postfix cannot ask."""
     settings = facts.postfix
-    if settings is None:
+    if settings is None or facts.config is None:
         return
     addresses = [address for address, _ in facts.listeners]
     protocols = lists.words(settings.values.get("inet_protocols", "all"))

@@ -101,13 +101,15 @@ def _postfix(instance: str, unseen: dict[str, str]) -> Settings | None:
 def _between(config: Config, settings: Settings | None, found: dict[str, Any]) -> None:
     """What both Postfix and policyd have a part in."""
     from policyd.dns.nameservers import system_nameservers
-    from policyd.doctor import look_disks, look_nameservers, look_process, look_sockets
+    from policyd.doctor import look_disks, look_process, look_sockets
     from policyd.postfix.settings import seconds
 
     values = settings.values if settings is not None else {}
     addresses = [address for address, _ in found["listeners"]]
     found["sockets"] = look_sockets.look(addresses, values.get("mail_owner", "postfix"))
     if any(check.use in _ASKS_DNS and check.mode != OFF for check in config.checks):
+        from policyd.doctor import look_nameservers
+
         names = config.dns.nameservers or system_nameservers()
         found["nameservers"] = look_nameservers.look(names, config.dns.timeout / 1000, config.site.networks)
     wanted = [(os.path.dirname(config.store.path), "the database", config.keep.min_free)]

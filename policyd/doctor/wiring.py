@@ -112,7 +112,8 @@ def _counts_at_end(facts: Facts) -> bool:
 def not_asked(facts: Facts) -> Iterator[Finding]:
     """A service at which policyd is asked nowhere, or at one stage of two."""
     settings = facts.postfix
-    if settings is None:
+    # Where policyd listens stands in its configuration.
+    if settings is None or facts.config is None:
         return
 
     def found() -> Iterator[tuple[object, Finding]]:

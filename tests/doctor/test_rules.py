@@ -362,6 +362,12 @@ def test_mail_of_local_programs_that_is_asked_about_is_no_mistake(facts: Facts) 
     assert names(many) == ["pickup"]
 
 
+def test_without_a_configuration_nobody_is_accused(facts: Facts) -> None:
+    """Where policyd listens is not known then; that the file cannot be read is the one finding."""
+    gone = replace(facts, config=None, listeners=(), config_problem="policyd.toml: there is no such file")
+    assert names(gone) == ["config-refused"]
+
+
 def test_the_worst_comes_first_and_decides(facts: Facts) -> None:
     """Exit codes of Nagios and Icinga; the first line alone says enough for a pager. What is ignored counts for nothing."""
     facts = replace(facts, unseen={"mail log": "Permission denied"})
