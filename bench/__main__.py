@@ -9,9 +9,22 @@ import sys
 import time
 from pathlib import Path
 
-from bench import alerting, dnsflood, dnslists, dnsspf, dnstrouble, figures, learning, machine, servers
+from bench import (
+    alerting,
+    detectors,
+    dnsflood,
+    dnslists,
+    dnsspf,
+    dnstrouble,
+    figures,
+    learning,
+    machine,
+    servers,
+)
 
 FIGURES = figures.FIGURES | {
+    "detectors": detectors.detectors,
+    "accounts": detectors.accounts,
     "dns-warm": dnslists.warm,
     "dns-cold": dnslists.cold,
     "dns-trouble": dnstrouble.trouble,

@@ -6,9 +6,9 @@ All of it is the row of the table ``account`` (policyd/store/schema/0004_account
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 from policyd.tiers import Tiers
 from policyd.units import DAY
@@ -48,26 +48,50 @@ def digest(text: str) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()) >> 1
 
 
+Marks = Mapping[str, Mapping[str, Sequence[int]]]
+
+
+class Repeated(NamedTuple):
+    """What a request brought that the next one like it brings again: the values that it left in the marks, by detector."""
+
+    #: What makes the next one alike.
+    key: tuple[Any, ...]
+    values: tuple[tuple[str, tuple[str, ...]], ...]
+    #: When it came last, and the decision on it.
+    at: int
+    decision: int
+
+
 class Account:
     """One row of the table, as it is worked on.
 
     ``marks`` holds for each detector what it has seen: ``{value: [at, decision]}``, the newest last. ``past`` holds for each
-    ``"unit/window"`` the busiest window of past days: a list of ``[day, amount]``, the newest last. The innermost lists are
-    shared by copies: they are replaced, never changed.
+    ``"unit/window"`` the busiest window of past days: a list of ``[day, amount]``, the newest last. Copies share both, with all
+    that is in them: they are replaced, never changed.
+
+    Most requests of an account are like the one before: same client, same sender, same recipients. All that such a one changes in
+    the marks is when their values were seen last; so it is only noted in ``asked`` and ``sent``, and :meth:`seen` gives the marks
+    with it.
     """
 
     __slots__ = (
+        "_tier",
+        "asked",
         "first_at",
         "incident_at",
         "last_at",
         "marks",
         "messages",
+        "over",
         "past",
         "probation_until",
+        "saved_at",
+        "sent",
         "strikes",
         "tier",
         "tier_by",
         "tier_since",
+        "urgent",
         "user",
     )
 
@@ -81,9 +105,41 @@ class Account:
         self.last_at = 0
         self.messages = 0
         self.incident_at = 0
-        self.strikes: list[int] = []
-        self.marks: dict[str, dict[str, list[int]]] = {}
-        self.past: dict[str, list[list[int]]] = {}
+        self.strikes: tuple[int, ...] = ()
+        self.marks: Marks = {}
+        self.past: Mapping[str, Sequence[tuple[int, int]]] = {}
+        #: Of the last request, whatever was answered, and of the last mail that passed.
+        self.asked: Repeated | None = None
+        self.sent: Repeated | None = None
+        #: Whether a detector held more than its line when it looked last.
+        self.over = False
+        #: Something is new, and has to be written with the decision; else it is written now and then.
+        self.urgent = True
+        #: When it was written last, ledger time.
+        self.saved_at = 0
+        #: The tier as it was found last, for which tiers, and from when on it may be another one.
+        self._tier: tuple[Tiers, str, int] | None = None
+
+    def copy(self) -> Account:
+        """One of its own with the same contents."""
+        other = Account.__new__(Account)
+        other.user, other.tier, other.tier_by, other._tier = self.user, self.tier, self.tier_by, self._tier
+        other.tier_since, other.probation_until = self.tier_since, self.probation_until
+        other.first_at, other.last_at, other.messages = self.first_at, self.last_at, self.messages
+        other.incident_at, other.strikes = self.incident_at, self.strikes
+        other.marks, other.past = self.marks, self.past
+        other.asked, other.sent, other.over = self.asked, self.sent, self.over
+        other.urgent, other.saved_at = self.urgent, self.saved_at
+        return other
+
+    def put_into(self, tier: str, by: str, now: int) -> None:
+        """From ``now`` on it is in ``tier``; empty: in the one that the configuration says."""
+        self.tier, self.tier_by, self.tier_since, self.messages = tier, by, now, 0
+        self._tier, self.urgent = None, True
+
+    def on_probation(self, until: int) -> None:
+        """In the default tier until then; 0: not at all."""
+        self.probation_until, self._tier = until, None
 
     def tier_of(self, tiers: Tiers, now: int) -> str:
         """The name of the tier that it is in.
@@ -92,23 +148,26 @@ class Account:
         one that it was learned or promoted into; else the default tier. A tier that the configuration has no longer does not
         count.
         """
+        found = self._tier
+        if found is not None and found[0] is tiers and (not found[2] or now < found[2]):
+            return found[1]
         if now < self.probation_until:
-            return tiers.default
-        known = self.tier if self.tier in tiers.all else ""
-        if known and self.tier_by == BY_HAND:
-            return known
-        return tiers.member_of(self.user) or known or tiers.default
+            name, until = tiers.default, self.probation_until
+        else:
+            known, until = self.tier if self.tier in tiers.all else "", 0
+            name = known if known and self.tier_by == BY_HAND else ""
+            name = name or tiers.member_of(self.user) or known or tiers.default
+        self._tier = tiers, name, until
+        return name
 
-    def copy(self) -> Account:
-        """One of its own with the same contents."""
-        other = Account.__new__(Account)
-        other.user, other.tier, other.tier_by = self.user, self.tier, self.tier_by
-        other.tier_since, other.probation_until = self.tier_since, self.probation_until
-        other.first_at, other.last_at, other.messages = self.first_at, self.last_at, self.messages
-        other.incident_at, other.strikes = self.incident_at, list(self.strikes)
-        other.marks = {name: marks.copy() for name, marks in self.marks.items()}
-        other.past = {name: list(days) for name, days in self.past.items()}
-        return other
+    def seen(self) -> dict[str, Mapping[str, Sequence[int]]]:
+        """The marks, with what repeated requests have brought again; to be changed at the outermost."""
+        marks = dict(self.marks)
+        for repeated in sorted((each for each in (self.asked, self.sent) if each is not None), key=_when):
+            for name, values in repeated.values:
+                entry = (repeated.at, repeated.decision)
+                marks[name] = {**_without(marks.get(name, {}), values), **dict.fromkeys(values, entry)}
+        return marks
 
     def row(self) -> tuple[Any, ...]:
         """The values of :data:`COLUMNS`."""
@@ -123,7 +182,7 @@ class Account:
             self.messages,
             self.incident_at,
             _compact(self.strikes) if self.strikes else "[]",
-            _compact(self.marks) if self.marks else "{}",
+            _compact(self.seen()) if self.marks else "{}",
             _compact(self.past) if self.past else "{}",
         )
 
@@ -135,10 +194,19 @@ class Account:
         account.tier, account.tier_by = tier, tier_by
         account.tier_since, account.probation_until, account.first_at = numbers[:3]
         account.last_at, account.messages, account.incident_at = numbers[3:]
-        account.strikes = _read(user, strikes, list)
+        account.urgent = False
+        account.strikes = tuple(_read(user, strikes, list))
         account.marks = _read(user, marks, dict)
         account.past = _read(user, past, dict)
         return account
+
+
+def _when(repeated: Repeated) -> int:
+    return repeated.at
+
+
+def _without(marks: Mapping[str, Sequence[int]], values: Container[str]) -> dict[str, Sequence[int]]:
+    return {value: entry for value, entry in marks.items() if value not in values}
 
 
 def _read(user: str, text: str, kind: type[Any]) -> Any:

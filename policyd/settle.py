@@ -265,7 +265,7 @@ def settle(
         strength = answer.strength
     watch = proposal.watch if request.login and not (passed_before or banned) else None
     found = NOTHING
-    recipients: Sequence[str] = ()
+    recipients: tuple[str, ...] = ()
     if watch is not None:
         recipients = recipients_of(request, state)
         if forced is None and not _let_through(proposal.heard):
@@ -317,7 +317,7 @@ def settle(
         if found.suspension is not None and ref is not None:
             watch.suspended(found, ref, request, now, state)
         elif strength != REFUSE and request.stage == END_OF_MESSAGE:
-            watch.passed(request, recipients, now, state)
+            watch.passed(request, recipients, found.familiar, now, state)
     for heard, outcome in recalled:
         if not banned and (strength != REFUSE or by == heard.check or heard.mode != ENFORCE):
             for fact_key, fact in outcome.remember.items():
@@ -333,13 +333,13 @@ def limits_of(quota: Quota, steering: Steering, account: Account, now: int) -> t
     return steering.limits_of(quota.value, tiers.limits_in(account.tier_of(tiers, now)), now)
 
 
-def recipients_of(request: Request, state: Siblings) -> Sequence[str]:
+def recipients_of(request: Request, state: Siblings) -> tuple[str, ...]:
     """The folded recipients of the mail as far as they are known: at its end those that passed at RCPT."""
     if request.recipient or request.stage != END_OF_MESSAGE:
         return (request.recipient_key,) if request.recipient else ()
     newest = {s.recipient: s for s in state.siblings(request)}
     passed = [parsed_address(s.recipient)[0] for s in newest.values() if s.verdict != REFUSED]
-    return list(dict.fromkeys(passed))
+    return tuple(dict.fromkeys(passed))
 
 
 def _let_through(heard: Sequence[Heard]) -> bool:

@@ -7,27 +7,28 @@ line. Pure but for what it changes in the state. Whoever has no login is not loo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from policyd.accounts import APPRENTICE, DAYS_KEPT, LEARNED, LOGS_LEARNED, MEMORY_BEGAN, PROMOTED, Account
+from policyd.accounts import APPRENTICE, LEARNED, LOGS_LEARNED, MEMORY_BEGAN, PROMOTED, Account, Repeated
 from policyd.answer import Answer
 from policyd.detectors import ASKED, PASSED, Detector, Seen
+from policyd.marks import above_usual, note
 from policyd.opinion import OFF, SHADOW, CounterKey, Heard
 from policyd.request import END_OF_MESSAGE, RCPT, SUBMISSION, Request
-from policyd.sentence import USUAL, Sentence
+from policyd.sentence import SHARE, USUAL, Sentence
 from policyd.steering import EVERY_CHECK, Steering, Suspension
 from policyd.suspending import PROBATION, Suspending
 from policyd.tiers import Tiers
 from policyd.units import DAY, format_duration
 from policyd.window import Counter
 
+#: Makes a named tuple without the step of the interpreter that its own constructor is; for what each request makes.
+_new = tuple.__new__
+#: What is looked up in the opinions that were heard.
+LISTED = "listed clients"
 #: Who writes a suspension or a promotion.
 AUTHOR = "policyd"
-#: A multiple of what is usual is asked for only after so many days on which something was sent.
-DAYS_KNOWN = 7
-#: Parts of a window in which what is sent is added up.
-PARTS = 12
 #: Values and decisions that are kept as evidence.
 EVIDENCE = 20
 #: Units of the counters that delivery results feed.
@@ -94,9 +95,26 @@ class Found(NamedTuple):
     reason: str = ""
     #: The suspension, still without its reference.
     suspension: Suspension | None = None
+    #: A mail to the same recipients as the one before: they are met already.
+    familiar: bool = False
+
+
+class View(NamedTuple):
+    """A request on its way through the detectors."""
+
+    account: Account
+    request: Request
+    heard: Sequence[Heard]
+    outcome: str
+    by: str
+    recipients: tuple[str, ...]
+    #: What makes the next request alike, whatever is answered.
+    asked: tuple[Any, ...]
+    identifier: int
 
 
 NOTHING = Found()
+FAMILIAR = Found(familiar=True)
 
 
 class Watch:
@@ -115,13 +133,22 @@ class Watch:
         self.active = bool(self.detects) or any(tier.promote for tier in self.tiers.all.values())
         #: Whether recipients have to be remembered.
         self.remembers = any(d.detector is not None and d.detector.remembers for d in self.detects)
-        passed = any(
-            (d.detector is None or d.detector.counts == PASSED) and d.mode != OFF for d in self.detects
-        )
+        #: Units of the account's counters that are looked at.
+        self.units = (DELIVERIES, FAILURES) if any(d.sentence.kind == SHARE for d in self.detects) else ()
+        every = self.detects
+        self._asked = [d for d in every if d.detector is not None and d.detector.counts == ASKED]
+        self._sent = [d for d in every if d.detector is not None and d.detector.counts == PASSED]
+        self._refused = [
+            d for d in every if d.detector is not None and d.detector.counts not in (ASKED, PASSED)
+        ]
+        #: They add up or compare, so that no request is like the one before for them.
+        self._sums = [d for d in every if d.detector is None]
+        self._lists = any(d.sentence.noun == LISTED for d in every)
+        self._promotes = any(tier.promote for tier in self.tiers.all.values())
         #: By direction, the stages without which it cannot do what it is for.
-        self.needs: Mapping[str, frozenset[str]] = (
-            {SUBMISSION: frozenset({RCPT, END_OF_MESSAGE})} if passed else {}
-        )
+        self.needs: Mapping[str, frozenset[str]] = {}
+        if any(detect.mode != OFF for detect in (*self._sent, *self._sums)):
+            self.needs = {SUBMISSION: frozenset({RCPT, END_OF_MESSAGE})}
 
     def look(
         self,
@@ -129,7 +156,7 @@ class Watch:
         heard: Sequence[Heard],
         outcome: str,
         by: str,
-        recipients: Sequence[str],
+        recipients: tuple[str, ...],
         now: int,
         state: State,
     ) -> Found:
@@ -138,55 +165,88 @@ class Watch:
         :param outcome: ``PASSED``, ``BREACHED`` or ``REFUSED`` of :mod:`policyd.detectors`; empty: none of them counts.
         :param by: the check that refused.
         """
-        user = request.account
-        account = state.change(user)
-        strangers: Sequence[str] = ()
-        ended = request.stage == END_OF_MESSAGE
-        if self.remembers and outcome == PASSED and ended:
-            strangers = state.strangers(user, recipients)
-        seen = Seen(request, heard, by, recipients, strangers)
+        account = state.change(request.account)
         steering, identifier = state.steering, state.next_id()
+        # What is switched on later has to see what it has missed.
+        modes = steering.generation if steering.modes else 0
+        listed = self._lists and any(h.opinion is not None and h.opinion.answer.strength for h in heard)
+        ended = outcome == PASSED and request.stage == END_OF_MESSAGE
+        todo: list[Detect] = []
+        familiar = False
+        asked = (request.client_address, request.sender_key, modes)
+        again = account.asked
+        if again is not None and again.key == asked and not (account.over or listed):
+            account.asked = _new(Repeated, (asked, again.values, now, identifier))
+        else:
+            todo += self._asked
+        if ended:
+            again = account.sent
+            if again is not None and again.key == recipients and not account.over:
+                account.sent = _new(Repeated, (recipients, again.values, now, identifier))
+                familiar = True
+            else:
+                todo += self._sent
+            todo += self._sums
+        elif outcome != PASSED:
+            todo += [d for d in self._refused if d.detector is not None and d.detector.counts == outcome]
+        nothing = FAMILIAR if familiar else NOTHING
+        if not todo:
+            return nothing
+        view = View(account, request, heard, outcome, by, recipients, asked, identifier)
+        would, worst = self._weigh(todo, view, now, state)
+        if worst is not None:
+            return worst._replace(would=would)
+        return nothing._replace(would=would) if would else nothing
+
+    def _weigh(
+        self, todo: Sequence[Detect], view: View, now: int, state: State
+    ) -> tuple[Sequence[str], Found | None]:
+        """Have these detectors look at the request: what those in shadow would do, and the suspension."""
+        account, request, steering = view.account, view.request, state.steering
         paused = bool(steering.modes) and bool(steering.mode_of(EVERY_CHECK, now))
+        distinct = any(detect.detector is not None for detect in todo)
+        brought: dict[str, list[tuple[str, tuple[str, ...]]]] = {ASKED: [], PASSED: []}
+        seen: Seen | None = None
+        over = False
+        if distinct:
+            strangers: Sequence[str] = ()
+            if self.remembers and view.outcome == PASSED and request.stage == END_OF_MESSAGE:
+                strangers = state.strangers(account.user, view.recipients)
+            seen = Seen(request, view.heard, view.by, view.recipients, strangers)
+            account.marks = account.seen()
         would: list[str] = []
         worst: Found | None = None
-        for detect in self.detects:
+        for detect in todo:
             mode = steering.mode_of(detect.name, now) or detect.mode if steering.modes else detect.mode
             if mode == OFF:
                 continue
             sentence, detector = detect.sentence, detect.detector
-            marks = account.marks.get(detect.name)
             if detector is not None:
-                if detector.counts == PASSED:
-                    if outcome != PASSED or not ended:
-                        continue
-                elif detector.counts not in (ASKED, outcome):
-                    continue
-                values = detector.values(seen)
+                assert seen is not None
+                values = tuple(detector.values(seen))
                 if not values:
                     continue
-                if marks is None:
-                    marks = account.marks[detect.name] = {}
-                before, after = note(marks, values, sentence, now, identifier)
-                if after <= sentence.amount:
+                marks, before = note(
+                    account.marks.get(detect.name, {}), values, sentence, now, view.identifier
+                )
+                account.marks = {**account.marks, detect.name: marks}
+                account.urgent = True
+                if detector.counts in brought and not detector.remembers:
+                    brought[detector.counts].append((detect.name, values[-sentence.amount - 1 :]))
+                if len(marks) <= sentence.amount:
                     continue
-                crossed = before <= sentence.amount
-                reason = f"{after} {sentence.noun}, more than {sentence.amount} in {format_duration(sentence.window)}"
-            elif outcome != PASSED or not ended:
-                continue
+                over, crossed = True, before <= sentence.amount
+                window = format_duration(sentence.window)
+                reason = f"{len(marks)} {sentence.noun}, more than {sentence.amount} in {window}"
             elif sentence.kind == USUAL:
-                if marks is None:
-                    marks = account.marks[detect.name] = {}
-                crossed, reason = _above_usual(account, marks, sentence, request, now, identifier)
+                amount = request.recipients if sentence.noun == "recipients" else 1
+                crossed, reason = above_usual(account, detect.name, sentence, amount, now, view.identifier)
                 if not reason:
                     continue
             else:
-                reason = _failing(sentence, user, now, state)
-                # Told once until it is well again.
-                crossed = not marks
+                crossed, reason = _failing(account, detect, now, view.identifier, state)
                 if not reason:
-                    account.marks.pop(detect.name, None)
                     continue
-                marks = account.marks[detect.name] = {"": [now, identifier]}
             if detect.volume and self._quiet(account, steering, now):
                 continue
             if mode == SHADOW or paused:
@@ -195,17 +255,39 @@ class Watch:
                 continue
             suspends = (
                 detect.suspends
-                and not self.suspending.spares(user)
+                and not self.suspending.spares(account.user)
                 and not (detector is not None and detector.remembers and apprentice(steering, now))
             )
             if suspends and worst is None:
-                worst = self._suspension(detect, account, marks or {}, reason, request, now)
+                worst = self._suspension(detect, account, reason, now)
             elif crossed:
-                account.incident_at = now
-                state.tell("detect", user, _facts(detect, reason, marks or {}, request))
-        if worst is None:
-            return Found(would) if would else NOTHING
-        return worst._replace(would=would)
+                account.incident_at, account.urgent = now, True
+                state.tell(
+                    "detect",
+                    account.user,
+                    _facts(detect, reason, account.marks.get(detect.name, {}), request),
+                )
+        if distinct:
+            self._repeat(view, todo, brought, over, now)
+        return would, worst
+
+    def _repeat(
+        self,
+        view: View,
+        todo: Sequence[Detect],
+        brought: Mapping[str, list[tuple[str, tuple[str, ...]]]],
+        over: bool,
+        now: int,
+    ) -> None:
+        """Keep what the next request like this one would bring again."""
+        account = view.account
+        ended = view.outcome == PASSED and view.request.stage == END_OF_MESSAGE
+        both = [not group or group[0] in todo for group in (self._asked, self._sent)]
+        if both[0]:
+            account.asked = Repeated(view.asked, tuple(brought[ASKED]), now, view.identifier)
+        if both[1] and ended:
+            account.sent = Repeated(view.recipients, tuple(brought[PASSED]), now, view.identifier)
+        account.over = over or (account.over and not (all(both) and ended))
 
     def suspended(self, found: Found, ref: str, request: Request, now: int, state: State) -> None:
         """Write the suspension that ``found`` asks for, with the reference of its first refusal."""
@@ -213,16 +295,15 @@ class Watch:
         row = found.suspension._replace(ref=ref)
         detect = next(each for each in self.detects if each.name == row.detector)
         account = state.change(row.user)
-        account.strikes = [*self.suspending.remembered(account.strikes, now), now]
+        account.strikes = (*self.suspending.remembered(account.strikes, now), now)
         account.incident_at = now
-        account.probation_until = row.expires_at + PROBATION if row.expires_at else 0
+        account.on_probation(row.expires_at + PROBATION if row.expires_at else 0)
         marks = account.marks.get(row.detector, {})
         # After its release it begins anew: what it did before must not suspend it once more.
-        account.marks = {}
+        account.marks, account.asked, account.sent, account.over = {}, None, None, False
         # A tier that came by itself is lost, and has to be earned again; one given by hand waits.
-        if account.tier_by in (PROMOTED, LEARNED):
-            account.tier = account.tier_by = ""
-        account.tier_since, account.messages = now, 0
+        lost = account.tier_by in (PROMOTED, LEARNED)
+        account.put_into("" if lost else account.tier, "" if lost else account.tier_by, now)
         state.suspend(row)
         until = f"for {format_duration(row.expires_at - now)}" if row.expires_at else "until it is released"
         state.record("suspend", row.user, f"{until}, step {row.step}, by {row.detector}: {row.reason}")
@@ -233,34 +314,37 @@ class Watch:
             facts | {"step": row.step, "lasts": row.expires_at - now if row.expires_at else 0, "ref": ref},
         )
 
-    def passed(self, request: Request, recipients: Sequence[str], now: int, state: State) -> None:
+    def passed(
+        self, request: Request, recipients: tuple[str, ...], familiar: bool, now: int, state: State
+    ) -> None:
         """Take in a mail that passed at END-OF-MESSAGE: whom it went to, and what its account has earned by it."""
         account = state.change(request.account)
+        day = now // DAY
         if not account.first_at:
-            account.first_at = now
-            if not account.tier_since:
-                account.tier_since = now
+            account.first_at, account.urgent = now, True
+            account.tier_since = account.tier_since or now
+        if self.remembers and recipients and not (familiar and account.last_at // DAY == day):
+            state.meet(request.account, recipients, day)
         account.last_at = now
         account.messages += 1
-        if self.remembers and recipients:
-            state.meet(request.account, recipients, now // DAY)
+        if self._promotes:
+            self._promote(account, now, state)
+
+    def _promote(self, account: Account, now: int, state: State) -> None:
         name = account.tier_of(self.tiers, now)
         tier = self.tiers.all.get(name)
         promote = tier.promote if tier is not None else None
         if (
-            promote is not None
-            and now - max(account.tier_since, account.incident_at) >= promote.after
-            and account.messages >= promote.min_messages
-            and now >= account.probation_until
+            promote is None
+            or now - max(account.tier_since, account.incident_at) < promote.after
+            or account.messages < promote.min_messages
+            or now < account.probation_until
         ):
-            account.tier, account.tier_by = promote.to, PROMOTED
-            account.tier_since, account.messages = now, 0
-            if account.tier_of(self.tiers, now) == promote.to:
-                state.record(
-                    "tier",
-                    request.account,
-                    f"{name} -> {promote.to}: clean sending for {format_duration(promote.after)}",
-                )
+            return
+        account.put_into(promote.to, PROMOTED, now)
+        if account.tier_of(self.tiers, now) == promote.to:
+            why = f"clean sending for {format_duration(promote.after)}"
+            state.record("tier", account.user, f"{name} -> {promote.to}: {why}")
 
     def _quiet(self, account: Account, steering: Steering, now: int) -> bool:
         if steering.grants_of and steering.granted(account.user, now):
@@ -268,15 +352,8 @@ class Watch:
         tier = self.tiers.all.get(account.tier_of(self.tiers, now))
         return tier is not None and tier.quiet
 
-    def _suspension(
-        self,
-        detect: Detect,
-        account: Account,
-        marks: Mapping[str, Sequence[int]],
-        reason: str,
-        request: Request,
-        now: int,
-    ) -> Found:
+    def _suspension(self, detect: Detect, account: Account, reason: str, now: int) -> Found:
+        marks = account.marks.get(detect.name, {})
         step, lasts = self.suspending.step(account.strikes, now)
         evidence = json.dumps(evidence_of(detect, marks), separators=(",", ":"))
         row = Suspension(
@@ -293,36 +370,6 @@ def apprentice(steering: Steering, now: int) -> bool:
     return began is None or now - began.created_at < APPRENTICE
 
 
-def note(
-    marks: dict[str, list[int]], values: Iterable[str], sentence: Sentence, now: int, identifier: int
-) -> tuple[int, int]:
-    """Note ``values`` among ``marks``, oldest first; how many distinct ones the window held before, and with them.
-
-    At most one more than the sentence's amount are kept, the ones seen last: enough to say exactly whether there are more.
-    """
-    oldest = now - sentence.window
-    while marks:
-        first = next(iter(marks))
-        if marks[first][0] > oldest:
-            break
-        del marks[first]
-    before = len(marks)
-    for value in values:
-        marks.pop(value, None)
-        marks[value] = [now, identifier]
-        if len(marks) > sentence.amount + 1:
-            del marks[next(iter(marks))]
-    return before, len(marks)
-
-
-def usual_peak(peaks: Sequence[int]) -> int | None:
-    """The busiest window of an ordinary day: only one day in ten was busier. ``None`` while too few days are known."""
-    if len(peaks) < DAYS_KNOWN:
-        return None
-    ordered = sorted(peaks)
-    return ordered[(len(ordered) * 9 - 1) // 10]
-
-
 def evidence_of(detect: Detect, marks: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
     """What is kept as evidence: the newest values, where they can be read, and the decisions that brought them."""
     readable = detect.detector is not None and detect.detector.counts == ASKED
@@ -332,55 +379,18 @@ def evidence_of(detect: Detect, marks: Mapping[str, Sequence[int]]) -> dict[str,
     }
 
 
-def _above_usual(
-    account: Account,
-    marks: dict[str, list[int]],
-    sentence: Sentence,
-    request: Request,
-    now: int,
-    identifier: int,
-) -> tuple[bool, str]:
-    """Add the request up; whether it crosses the line, and what is found beyond it: empty when it is not."""
-    amount = request.recipients if sentence.noun == "recipients" else 1
-    width = max(1, sentence.window // PARTS)
-    oldest = (now - sentence.window + 1) // width
-    while marks and int(first := next(iter(marks))) < oldest:
-        del marks[first]
-    before = sum([entry[0] for entry in marks.values()])
-    slot = str(now // width)
-    marks[slot] = [marks[slot][0] + amount if slot in marks else amount, identifier]
-    after, today = before + amount, now // DAY
-    peaks = account.past.setdefault(f"{sentence.noun}/{sentence.window}", [])
-    if peaks and peaks[-1][0] == today:
-        if after > peaks[-1][1]:
-            peaks[-1] = [today, after]
-    else:
-        peaks.append([today, after])
-        del peaks[:-DAYS_KEPT]
-    if after < sentence.least:
-        return False, ""
-    usual = usual_peak([peak for day, peak in peaks if day < today])
-    if usual is None:
-        return False, ""
-    line = max(sentence.least - 1, usual * sentence.amount)
-    if after <= line:
-        return False, ""
-    window = format_duration(sentence.window)
-    return (
-        before <= line,
-        f"{after} {sentence.noun} in {window}, more than {sentence.amount} times the usual {usual}",
-    )
-
-
-def _failing(sentence: Sentence, user: str, now: int, state: State) -> str:
-    """What is found; empty when it is nothing."""
-    total, failed = (
-        state.counter(CounterKey("user", user, unit)).used(sentence.window, now)
-        for unit in (DELIVERIES, FAILURES)
-    )
+def _failing(account: Account, detect: Detect, now: int, identifier: int, state: State) -> tuple[bool, str]:
+    """What is found, empty when it is nothing; and whether it is new since it was well last."""
+    sentence, told = detect.sentence, detect.name in account.marks
+    counters = [state.counter(CounterKey("user", account.user, unit)) for unit in (DELIVERIES, FAILURES)]
+    total, failed = (counter.used(sentence.window, now) if counter.all else 0 for counter in counters)
     if total < sentence.least or failed * 100 <= total * sentence.amount:
-        return ""
-    return f"{failed} of {total} deliveries failed in {format_duration(sentence.window)}"
+        if told:
+            account.marks = {name: marks for name, marks in account.marks.items() if name != detect.name}
+        return False, ""
+    if not told:
+        account.marks = {**account.marks, detect.name: {"": (now, identifier)}}
+    return not told, f"{failed} of {total} deliveries failed in {format_duration(sentence.window)}"
 
 
 def _facts(

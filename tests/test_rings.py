@@ -45,6 +45,7 @@ RINGS: dict[str, tuple[str, ...]] = {
         "policyd.alertwatch",
         "policyd.sentence",
         "policyd.suspending",
+        "policyd.marks",
     ),
     "rules": (
         "policyd.wire",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from policyd.answer import make_answer
 from policyd.decision import Settled
 from policyd.detectors import Surroundings, load, names
 from policyd.engine import Engine, Rule
+from policyd.marks import note
 from policyd.match import NetworkSet, parse_network
 from policyd.opinion import CounterKey, Opinion
 from policyd.sentence import DISTINCT, Sentence, parse_sentence
@@ -21,7 +23,7 @@ from policyd.steering import CheckMode, Grant, Milestone
 from policyd.suspending import PROBATION, Suspending
 from policyd.tiers import Promote, Tier, Tiers
 from policyd.units import DAY, HOUR, MINUTE, parse_limit
-from policyd.watch import DELIVERIES, FAILURES, Detect, Watch, note
+from policyd.watch import DELIVERIES, FAILURES, Detect, Watch
 from tests.fakes import (
     SITE,
     FakeLedger,
@@ -115,13 +117,14 @@ def test_the_count_of_distinct_values_is_exact(
 ) -> None:
     """More than the line within the window is always known, however few values are kept, and never claimed wrongly."""
     sentence = Sentence(DISTINCT, "client networks", amount, window)
-    marks: dict[str, list[int]] = {}
+    marks: Mapping[str, Sequence[int]] = {}
     seen: list[tuple[int, str]] = []
     now = 0
     for value, passes in steps:
         now += passes
         seen.append((now, str(value)))
-        _, after = note(marks, [str(value)], sentence, now, 1)
+        marks, _ = note(marks, [str(value)], sentence, now, 1)
+        after = len(marks)
         true = len({value for at, value in seen if at > now - window})
         assert (after > amount) == (true > amount)
         assert after == min(true, amount + 1)
@@ -400,7 +403,7 @@ def test_an_account_is_read_as_it_was_written() -> None:
     """All columns; what is damaged is an error."""
     account = Account(ALICE)
     account.tier, account.tier_by, account.tier_since = "regular", LEARNED, 5
-    account.marks, account.past, account.strikes = {"m": {"ä": [1, 2]}}, {"recipients/1": [[3, 4]]}, [7]
+    account.marks, account.past, account.strikes = {"m": {"ä": [1, 2]}}, {"recipients/1": [(3, 4)]}, (7,)
     again = Account.of_row(account.row())
     assert again.row() == account.row()
     assert again.copy().row() == account.row()
@@ -414,3 +417,57 @@ def test_every_detector_has_a_line_for_the_manual() -> None:
         assert load(name).counts
     with pytest.raises(LookupError, match="it counts client networks"):
         load("hats")
+
+
+step = st.tuples(
+    st.sampled_from(["rcpt", "end", "refused"]),
+    st.integers(0, 3),
+    st.integers(0, 2),
+    st.lists(st.integers(0, 4), min_size=1, max_size=3, unique=True),
+    st.sampled_from([0, 1, MINUTE, 6 * MINUTE, 11 * MINUTE]),
+)
+
+
+@given(st.lists(step, max_size=40), st.sampled_from(["suspend", "alert"]))
+def test_a_request_like_the_one_before_is_looked_at_as_any_other(
+    steps: list[tuple[str, int, int, list[int], int]], then: str
+) -> None:
+    """Noting only that it came again leaves the same marks, findings and verdicts as looking at it."""
+    whens = (
+        "more than 2 client networks per user in 10m",
+        "more than 1 sender address per user in 10m",
+        "more than 3 recipients per user in 10m",
+        "more than 3 new recipients per user in 10m",
+    )
+    refuses = says(
+        lambda request: Opinion(make_answer("550", "5.7.1 no")) if request.helo_name == "no" else None
+    )
+    both = [
+        ledger(*[detect(when, then, name=f"d{n}") for n, when in enumerate(whens)], rules=(refuses,))
+        for _ in range(2)
+    ]
+    for number, (kind, client, sender, recipients, pause) in enumerate(steps):
+        verdicts = []
+        for made, slow in zip(both, (False, True), strict=True):
+            made.now += pause
+            account = made.change(ALICE)
+            if slow:
+                account.marks, account.asked, account.sent = account.seen(), None, None
+            attributes = {
+                "client_address": f"198.51.{client}.7",
+                "sender": f"s{sender}@example.org",
+                "helo_name": "no" if kind == "refused" else "host",
+            }
+            names = [f"r{recipient}@example.net" for recipient in recipients]
+            if kind == "end":
+                settled = sends(made, *names, instance=f"m{number}", **attributes)
+            else:
+                settled = made.decide(rcpt(f"m{number}", names[0], **attributes))
+            verdicts.append((settled.verdict, settled.by, settled.reason))
+        assert verdicts[0] == verdicts[1]
+    fast, slow_ = (made.change(ALICE).seen() for made in both)
+    assert {name: dict(marks) for name, marks in fast.items()} == {
+        name: dict(marks) for name, marks in slow_.items()
+    }
+    assert both[0].events == both[1].events
+    assert both[0].met == both[1].met

@@ -23,6 +23,10 @@ CACHED = 4_000
 CACHED_RECIPIENTS = 100_000
 #: Rows that one step of upkeep looks at.
 STEP_ROWS = 2_000
+#: A row in which nothing is new is written so long after it was written last, ms of ledger time; a crash loses no more.
+PATIENCE = 10_000
+#: With more rows behind, each is written at once.
+MOST_UNSAVED = 2_000
 #: What stands in the place of a day for a recipient that the account has never written to.
 NEVER = -1
 
@@ -106,6 +110,11 @@ class Accounts:
         #: Accounts of which the table cannot be read now: what is decided of them is not written.
         self._unreadable: set[str] = set()
         self._cursor: Pair | None = None
+        #: Accounts whose row is a little behind: nothing is new but when something was seen last, and how much passed.
+        self._unsaved: set[str] = set()
+        #: Those that the transaction under way writes, and its time.
+        self._due: list[str] = []
+        self._due_at = 0
         #: Whether the milestone is there from which on recipients are remembered.
         self._began = False
 
@@ -217,17 +226,32 @@ class Accounts:
 
         :raises sqlite3.Error: the caller rolls back.
         """
-        for chunk in chunked(sorted(layer.accounts)):
-            rows = [layer.accounts[user].row() for user in chunk]
-            connection.execute(_upsert(len(chunk)), flat(rows))
+        crowded = len(self._unsaved) > MOST_UNSAVED
+        due = [
+            user
+            for user, account in layer.accounts.items()
+            if account.urgent or now - account.saved_at >= PATIENCE or crowded
+        ]
+        self._write_rows(connection, [layer.accounts[user] for user in due])
+        self._due, self._due_at = due, now
         if layer.met and not self._began:
             # From here on it is known whom an account has never written to.
             connection.execute(_BEGIN, (MEMORY_BEGAN, now))
         for pairs in chunked(sorted(layer.met)):
             connection.execute(_upsert_pairs(len(pairs)), flat((*pair, layer.met[pair]) for pair in pairs))
 
+    def _write_rows(self, connection: sqlite3.Connection, accounts: Sequence[Account]) -> None:
+        for chunk in chunked(sorted(accounts, key=_user_of)):
+            connection.execute(_upsert(len(chunk)), flat(account.row() for account in chunk))
+
     def written(self, layer: Layer) -> None:
         """The transaction was committed. The loop may be deciding meanwhile: the pile or the cache tells of it, or both."""
+        self._unsaved.update(layer.accounts)
+        for user in self._due:
+            account = layer.accounts[user]
+            account.urgent, account.saved_at = False, self._due_at
+        self._unsaved.difference_update(self._due)
+        self._due = []
         self._cache.update(layer.accounts)
         self._days.update(layer.met)
         self._began = self._began or bool(layer.met)
@@ -257,7 +281,7 @@ class Accounts:
         excess = len(self._cache) - CACHED
         if excess > 0:
             for user in list(self._cache)[: excess + CACHED // 8]:
-                if not any(user in pile.accounts for pile in self._piles):
+                if user not in self._unsaved and not any(user in pile.accounts for pile in self._piles):
                     del self._cache[user]
         excess = len(self._days) - CACHED_RECIPIENTS
         if excess > 0:
@@ -276,15 +300,50 @@ class Accounts:
             self._cache.clear()
             self._days.clear()
             self._unreadable.clear()
+            self._unsaved.clear()
             self._began = False
             return
         gone = set(users)
+        self._unsaved -= gone
         for user in gone:
             self._cache.pop(user, None)
         for pair in [pair for pair in self._days if pair[0] in gone]:
             del self._days[pair]
 
+    def reopened(self) -> None:
+        """The database may be another one: what was read does not hold, what it was not told yet it is to be told."""
+        behind = Layer()
+        behind.accounts = {user: self._cache[user] for user in self._unsaved if user in self._cache}
+        self.forget()
+        for account in behind.accounts.values():
+            account.urgent = True
+        behind.take(self.unwritten)
+        self.unwritten.take(behind)
+
     # --- upkeep ------------------------------------------------------------------------------------------------------
+
+    def save(self, connection: sqlite3.Connection, now: int, most: int = STEP_ROWS) -> bool:
+        """Write some of the rows that are behind, in a transaction of their own; whether there were any.
+
+        :raises sqlite3.Error: nothing was written.
+        """
+        users = [user for user in list(self._unsaved)[:most] if user in self._cache]
+        if not users:
+            self._unsaved.clear()
+            return False
+        accounts = [self._cache[user] for user in users]
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            self._write_rows(connection, accounts)
+            connection.execute("COMMIT")
+        except sqlite3.Error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        for account in accounts:
+            account.saved_at = now
+        self._unsaved.difference_update(users)
+        return True
 
     def sweep(self, connection: sqlite3.Connection, now: int) -> bool:
         """Forget some recipients that were not written to for :data:`KNOWN_FOR`; whether there are more to look at."""
@@ -302,6 +361,10 @@ class Accounts:
                 self._days.pop(pair, None)
         self._cursor = rows[-1][:2] if len(rows) == STEP_ROWS else None
         return self._cursor is not None
+
+
+def _user_of(account: Account) -> str:
+    return account.user
 
 
 def _of_row(row: Sequence[Any]) -> Account:

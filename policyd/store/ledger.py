@@ -221,7 +221,7 @@ class Ledger:
             self._renumber()
             self._replay(self.backlog.charges)
             self.memories.reopened()
-            self.accounts.forget()
+            self.accounts.reopened()
             for row in self.backlog.notes.suspensions:
                 self.steering.put("suspension", row)
         except BaseException:
@@ -721,10 +721,15 @@ class Ledger:
                         keys.add(CounterKey(quota.scope, quota.value, name))
             watch = proposal.watch
             if watch is not None and request.login:
+                for unit in watch.units:
+                    if ("user", request.account, unit) not in counters:
+                        keys.add(CounterKey("user", request.account, unit))
                 if not accounts.knows(request.account):
                     users.add(request.account)
                 elif watch.remembers and request.stage == END_OF_MESSAGE and not instances:
-                    pairs.update(accounts.unread(request.account, recipients_of(request, self)))
+                    recipients, sent = recipients_of(request, self), accounts.get(request.account).sent
+                    if sent is None or sent.key != recipients:
+                        pairs.update(accounts.unread(request.account, recipients))
         return Unread(keys, instances, self.memories.unread(facts), users, pairs)
 
     def _accounts_of(self, operations: Sequence[Operation]) -> set[str]:

@@ -468,6 +468,9 @@ class SturdyLedger:
             )
         try:
             if not self.sick:
+                ledger = self._ledger
+                while ledger.accounts.save(ledger.connection, self.clock.now()):
+                    pass
                 self._upkeep.checkpoint(wait=True)
             self._ledger.connection.close()
         except (sqlite3.Error, StoreError) as error:

@@ -134,6 +134,7 @@ class Upkeep:
             or self._index_one()
             or self._sweep_counters()
             or ledger.memories.tend(ledger.connection, ledger.clock.now())
+            or ledger.accounts.save(ledger.connection, ledger.clock.now())
             or self._sweep_recipients()
         )
 

@@ -134,9 +134,9 @@ class MailServer(FakeLedger):
                 hours[slot] = hours.get(slot, 0) + len(mail.recipients)
         for (user, slot), amount in sorted(hours.items()):
             day = slot // 2 // 24
-            peaks = self.change(user).past.setdefault(f"recipients/{HOUR}", [])
-            if peaks and peaks[-1][0] == day:
-                peaks[-1] = [day, max(peaks[-1][1], amount)]
-            else:
-                peaks.append([day, amount])
+            account, kept = self.change(user), f"recipients/{HOUR}"
+            peaks = account.past.get(kept, ())
+            before = peaks[-1][1] if peaks and peaks[-1][0] == day else 0
+            rest = peaks[:-1] if before else peaks
+            account.past = {**account.past, kept: (*rest, (day, max(before, amount)))}
         self.steering.put("milestone", Milestone(LOGS_LEARNED, "", "simulation", 1, 0))

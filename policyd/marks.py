@@ -1,0 +1,73 @@
+"""The arithmetic of detectors: distinct values within a window, and what is far above the own past. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from policyd.accounts import DAYS_KEPT, Account
+from policyd.sentence import Sentence
+from policyd.units import DAY, format_duration
+
+#: A multiple of what is usual is asked for only after so many days on which something was sent.
+DAYS_KNOWN = 7
+#: Parts of a window in which what is sent is added up.
+PARTS = 12
+
+
+def note(
+    marks: Mapping[str, Sequence[int]], values: Iterable[str], sentence: Sentence, now: int, identifier: int
+) -> tuple[dict[str, Sequence[int]], int]:
+    """``marks``, oldest first, with ``values`` noted; and how many distinct ones the window held before.
+
+    At most one more than the sentence's amount are kept, the ones seen last: enough to say exactly whether there are more.
+    """
+    oldest = now - sentence.window
+    fresh = {value: entry for value, entry in marks.items() if entry[0] > oldest}
+    before, entry = len(fresh), (now, identifier)
+    for value in values:
+        fresh.pop(value, None)
+        fresh[value] = entry
+    while len(fresh) > sentence.amount + 1:
+        del fresh[next(iter(fresh))]
+    return fresh, before
+
+
+def above_usual(
+    account: Account, name: str, sentence: Sentence, amount: int, now: int, identifier: int
+) -> tuple[bool, str]:
+    """Add ``amount`` up for the detector ``name``; whether it crosses the line, and what is found beyond it: empty when
+    nothing is."""
+    width = max(1, sentence.window // PARTS)
+    oldest, newest = (now - sentence.window + 1) // width, str(now // width)
+    parts = {slot: entry for slot, entry in account.marks.get(name, {}).items() if int(slot) >= oldest}
+    before = sum([entry[0] for entry in parts.values()])
+    parts[newest] = (parts[newest][0] + amount if newest in parts else amount, identifier)
+    account.marks = {**account.marks, name: parts}
+    after, today = before + amount, now // DAY
+    kept = f"{sentence.noun}/{sentence.window}"
+    peaks = account.past.get(kept, ())
+    if not peaks or peaks[-1][0] != today:
+        account.past = {**account.past, kept: (*peaks[-DAYS_KEPT + 1 :], (today, after))}
+    elif after > peaks[-1][1]:
+        account.past = {**account.past, kept: (*peaks[:-1], (today, after))}
+    if after < sentence.least:
+        return False, ""
+    usual = usual_peak([peak for day, peak in peaks if day < today])
+    if usual is None:
+        return False, ""
+    line = max(sentence.least - 1, usual * sentence.amount)
+    if after <= line:
+        return False, ""
+    window = format_duration(sentence.window)
+    return (
+        before <= line,
+        f"{after} {sentence.noun} in {window}, more than {sentence.amount} times the usual {usual}",
+    )
+
+
+def usual_peak(peaks: Sequence[int]) -> int | None:
+    """The busiest window of an ordinary day: only one day in ten was busier. ``None`` while too few days are known."""
+    if len(peaks) < DAYS_KNOWN:
+        return None
+    ordered = sorted(peaks)
+    return ordered[(len(ordered) * 9 - 1) // 10]
