@@ -62,6 +62,17 @@ class Repeated(NamedTuple):
     decision: int
 
 
+class Flow(NamedTuple):
+    """What is added up in the present part of a window."""
+
+    slot: int
+    #: In the parts before that are in the window.
+    earlier: int
+    #: In this one.
+    amount: int
+    decision: int
+
+
 class Account:
     """One row of the table, as it is worked on.
 
@@ -78,6 +89,7 @@ class Account:
         "_tier",
         "asked",
         "first_at",
+        "flows",
         "incident_at",
         "last_at",
         "marks",
@@ -111,6 +123,8 @@ class Account:
         #: Of the last request, whatever was answered, and of the last mail that passed.
         self.asked: Repeated | None = None
         self.sent: Repeated | None = None
+        #: What is not in the marks yet of what detectors add up, by their name.
+        self.flows: Mapping[str, Flow] = {}
         #: Whether a detector held more than its line when it looked last.
         self.over = False
         #: Something is new, and has to be written with the decision; else it is written now and then.
@@ -128,7 +142,7 @@ class Account:
         other.first_at, other.last_at, other.messages = self.first_at, self.last_at, self.messages
         other.incident_at, other.strikes = self.incident_at, self.strikes
         other.marks, other.past = self.marks, self.past
-        other.asked, other.sent, other.over = self.asked, self.sent, self.over
+        other.asked, other.sent, other.flows, other.over = self.asked, self.sent, self.flows, self.over
         other.urgent, other.saved_at = self.urgent, self.saved_at
         return other
 
@@ -167,6 +181,8 @@ class Account:
             for name, values in repeated.values:
                 entry = (repeated.at, repeated.decision)
                 marks[name] = {**_without(marks.get(name, {}), values), **dict.fromkeys(values, entry)}
+        for name, flow in self.flows.items():
+            marks[name] = {**marks.get(name, {}), str(flow.slot): (flow.amount, flow.decision)}
         return marks
 
     def row(self) -> tuple[Any, ...]:
@@ -182,7 +198,7 @@ class Account:
             self.messages,
             self.incident_at,
             _compact(self.strikes) if self.strikes else "[]",
-            _compact(self.seen()) if self.marks else "{}",
+            _compact(self.seen()) if self.marks or self.flows else "{}",
             _compact(self.past) if self.past else "{}",
         )
 

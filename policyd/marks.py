@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from policyd.accounts import DAYS_KEPT, Account
+from policyd.accounts import DAYS_KEPT, Account, Flow
 from policyd.sentence import Sentence
 from policyd.units import DAY, format_duration
 
@@ -37,13 +37,13 @@ def above_usual(
 ) -> tuple[bool, str]:
     """Add ``amount`` up for the detector ``name``; whether it crosses the line, and what is found beyond it: empty when
     nothing is."""
-    width = max(1, sentence.window // PARTS)
-    oldest, newest = (now - sentence.window + 1) // width, str(now // width)
-    parts = {slot: entry for slot, entry in account.marks.get(name, {}).items() if int(slot) >= oldest}
-    before = sum([entry[0] for entry in parts.values()])
-    parts[newest] = (parts[newest][0] + amount if newest in parts else amount, identifier)
-    account.marks = {**account.marks, name: parts}
-    after, today = before + amount, now // DAY
+    slot = now // max(1, sentence.window // PARTS)
+    flow = account.flows.get(name)
+    if flow is None or flow.slot != slot:
+        flow = _next_part(account, name, sentence, now, slot)
+    before, today = flow.earlier + flow.amount, now // DAY
+    after = before + amount
+    account.flows = {**account.flows, name: Flow(slot, flow.earlier, flow.amount + amount, identifier)}
     kept = f"{sentence.noun}/{sentence.window}"
     peaks = account.past.get(kept, ())
     if not peaks or peaks[-1][0] != today:
@@ -63,6 +63,17 @@ def above_usual(
         before <= line,
         f"{after} {sentence.noun} in {window}, more than {sentence.amount} times the usual {usual}",
     )
+
+
+def _next_part(account: Account, name: str, sentence: Sentence, now: int, slot: int) -> Flow:
+    """Begin with the part ``slot`` of the window; what has left the window is forgotten."""
+    oldest = (now - sentence.window + 1) // max(1, sentence.window // PARTS)
+    marks = account.seen()
+    parts = {part: entry for part, entry in marks.get(name, {}).items() if int(part) >= oldest}
+    amount = parts[str(slot)][0] if str(slot) in parts else 0
+    account.marks, account.urgent = {**marks, name: parts}, True
+    account.flows = {each: flow for each, flow in account.flows.items() if each != name}
+    return Flow(slot, sum(entry[0] for entry in parts.values()) - amount, amount, 0)
 
 
 def usual_peak(peaks: Sequence[int]) -> int | None:

@@ -81,8 +81,11 @@ class Request(NamedTuple):
     @property
     def login(self) -> str:
         """The account, when it is a SASL login; empty for a certificate, an own network, or mail from outside."""
-        own = self.sasl_method and self.sasl_username and not self.account.startswith("client:")
-        return self.account if own else ""
+        if not (self.sasl_username and self.sasl_method):
+            return ""
+        account = self.account
+        # A login that is nothing but blanks.
+        return "" if account.startswith("client:") else account
 
     @property
     def knows_sender(self) -> bool:

@@ -263,7 +263,9 @@ def settle(
     if strength == HEADER:
         answer, by, reason = _first_new_header(request, told, state) or (DUNNO, by, reason)
         strength = answer.strength
-    watch = proposal.watch if request.login and not (passed_before or banned) else None
+    watch = proposal.watch
+    if watch is not None and (passed_before or banned or not request.login):
+        watch = None
     found = NOTHING
     recipients: tuple[str, ...] = ()
     if watch is not None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from policyd.accounts import APPRENTICE, LEARNED, LOGS_LEARNED, MEMORY_BEGAN, PROMOTED, Account, Repeated
-from policyd.answer import Answer
+from policyd.answer import DUNNO, REFUSE, Answer
 from policyd.detectors import ASKED, PASSED, Detector, Seen
 from policyd.marks import above_usual, note
 from policyd.opinion import OFF, SHADOW, CounterKey, Heard
@@ -50,6 +50,11 @@ class Detect(NamedTuple):
     def volume(self) -> bool:
         """Whether it looks at how much is sent."""
         return self.detector.volume if self.detector is not None else self.sentence.kind == USUAL
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it needs the memory of whom an account has written to."""
+        return self.detector is not None and self.detector.remembers
 
 
 class State(Protocol):
@@ -99,6 +104,15 @@ class Found(NamedTuple):
     familiar: bool = False
 
 
+class Finding(NamedTuple):
+    """More than its line: what a detector found."""
+
+    detect: Detect
+    #: Whether it is so since this very request.
+    crossed: bool
+    reason: str
+
+
 class View(NamedTuple):
     """A request on its way through the detectors."""
 
@@ -132,7 +146,7 @@ class Watch:
         #: Whether anything of accounts has to be kept.
         self.active = bool(self.detects) or any(tier.promote for tier in self.tiers.all.values())
         #: Whether recipients have to be remembered.
-        self.remembers = any(d.detector is not None and d.detector.remembers for d in self.detects)
+        self.remembers = any(d.remembers for d in self.detects)
         #: Units of the account's counters that are looked at.
         self.units = (DELIVERIES, FAILURES) if any(d.sentence.kind == SHARE for d in self.detects) else ()
         every = self.detects
@@ -169,7 +183,7 @@ class Watch:
         steering, identifier = state.steering, state.next_id()
         # What is switched on later has to see what it has missed.
         modes = steering.generation if steering.modes else 0
-        listed = self._lists and any(h.opinion is not None and h.opinion.answer.strength for h in heard)
+        listed = self._lists and _refusing(heard)
         ended = outcome == PASSED and request.stage == END_OF_MESSAGE
         todo: list[Detect] = []
         familiar = False
@@ -186,68 +200,71 @@ class Watch:
                 familiar = True
             else:
                 todo += self._sent
-            todo += self._sums
         elif outcome != PASSED:
             todo += [d for d in self._refused if d.detector is not None and d.detector.counts == outcome]
-        nothing = FAMILIAR if familiar else NOTHING
-        if not todo:
-            return nothing
-        view = View(account, request, heard, outcome, by, recipients, asked, identifier)
-        would, worst = self._weigh(todo, view, now, state)
-        if worst is not None:
-            return worst._replace(would=would)
-        return nothing._replace(would=would) if would else nothing
+        findings: list[Finding] = []
+        if todo:
+            view = View(account, request, heard, outcome, by, recipients, asked, identifier)
+            findings += self._weigh(todo, view, now, state)
+        if ended:
+            for detect in self._sums:
+                if detect.sentence.kind == USUAL:
+                    amount = request.recipients if detect.sentence.noun == "recipients" else 1
+                    crossed, reason = above_usual(
+                        account, detect.name, detect.sentence, amount, now, identifier
+                    )
+                else:
+                    crossed, reason = _failing(account, detect, now, identifier, state)
+                if reason:
+                    findings.append(Finding(detect, crossed, reason))
+        if findings:
+            return self._judge(findings, account, request, now, state)._replace(familiar=familiar)
+        return FAMILIAR if familiar else NOTHING
 
-    def _weigh(
-        self, todo: Sequence[Detect], view: View, now: int, state: State
-    ) -> tuple[Sequence[str], Found | None]:
-        """Have these detectors look at the request: what those in shadow would do, and the suspension."""
-        account, request, steering = view.account, view.request, state.steering
-        paused = bool(steering.modes) and bool(steering.mode_of(EVERY_CHECK, now))
-        distinct = any(detect.detector is not None for detect in todo)
+    def _mode(self, detect: Detect, steering: Steering, now: int) -> str:
+        return steering.mode_of(detect.name, now) or detect.mode if steering.modes else detect.mode
+
+    def _weigh(self, todo: Sequence[Detect], view: View, now: int, state: State) -> list[Finding]:
+        """Have these detectors count what is distinct about the request; what they find."""
+        account, request = view.account, view.request
+        strangers: Sequence[str] = ()
+        if self.remembers and view.outcome == PASSED and request.stage == END_OF_MESSAGE:
+            strangers = state.strangers(account.user, view.recipients)
+        seen = Seen(request, view.heard, view.by, view.recipients, strangers)
+        # What repeated before is in them from here on.
+        account.marks = account.seen()
         brought: dict[str, list[tuple[str, tuple[str, ...]]]] = {ASKED: [], PASSED: []}
-        seen: Seen | None = None
-        over = False
-        if distinct:
-            strangers: Sequence[str] = ()
-            if self.remembers and view.outcome == PASSED and request.stage == END_OF_MESSAGE:
-                strangers = state.strangers(account.user, view.recipients)
-            seen = Seen(request, view.heard, view.by, view.recipients, strangers)
-            account.marks = account.seen()
-        would: list[str] = []
-        worst: Found | None = None
+        findings = []
         for detect in todo:
-            mode = steering.mode_of(detect.name, now) or detect.mode if steering.modes else detect.mode
-            if mode == OFF:
-                continue
             sentence, detector = detect.sentence, detect.detector
-            if detector is not None:
-                assert seen is not None
-                values = tuple(detector.values(seen))
-                if not values:
-                    continue
-                marks, before = note(
-                    account.marks.get(detect.name, {}), values, sentence, now, view.identifier
-                )
-                account.marks = {**account.marks, detect.name: marks}
-                account.urgent = True
-                if detector.counts in brought and not detector.remembers:
-                    brought[detector.counts].append((detect.name, values[-sentence.amount - 1 :]))
-                if len(marks) <= sentence.amount:
-                    continue
-                over, crossed = True, before <= sentence.amount
+            if detector is None or self._mode(detect, state.steering, now) == OFF:
+                continue
+            values = tuple(detector.values(seen))
+            if not values:
+                continue
+            marks, before = note(account.marks.get(detect.name, {}), values, sentence, now, view.identifier)
+            account.marks = {**account.marks, detect.name: marks}
+            account.urgent = True
+            if detector.counts in brought and not detector.remembers:
+                brought[detector.counts].append((detect.name, values[-sentence.amount - 1 :]))
+            if len(marks) > sentence.amount:
                 window = format_duration(sentence.window)
                 reason = f"{len(marks)} {sentence.noun}, more than {sentence.amount} in {window}"
-            elif sentence.kind == USUAL:
-                amount = request.recipients if sentence.noun == "recipients" else 1
-                crossed, reason = above_usual(account, detect.name, sentence, amount, now, view.identifier)
-                if not reason:
-                    continue
-            else:
-                crossed, reason = _failing(account, detect, now, view.identifier, state)
-                if not reason:
-                    continue
-            if detect.volume and self._quiet(account, steering, now):
+                findings.append(Finding(detect, before <= sentence.amount, reason))
+        self._repeat(view, todo, brought, bool(findings), now)
+        return findings
+
+    def _judge(
+        self, findings: Sequence[Finding], account: Account, request: Request, now: int, state: State
+    ) -> Found:
+        """What follows: alerts are told, what is in shadow only says what it would do, one suspends."""
+        steering = state.steering
+        paused = bool(steering.modes) and bool(steering.mode_of(EVERY_CHECK, now))
+        would: list[str] = []
+        worst: Found | None = None
+        for detect, crossed, reason in findings:
+            mode = self._mode(detect, steering, now)
+            if mode == OFF or (detect.volume and self._quiet(account, steering, now)):
                 continue
             if mode == SHADOW or paused:
                 if crossed:
@@ -256,20 +273,15 @@ class Watch:
             suspends = (
                 detect.suspends
                 and not self.suspending.spares(account.user)
-                and not (detector is not None and detector.remembers and apprentice(steering, now))
+                and not (detect.remembers and apprentice(steering, now))
             )
             if suspends and worst is None:
                 worst = self._suspension(detect, account, reason, now)
             elif crossed:
                 account.incident_at, account.urgent = now, True
-                state.tell(
-                    "detect",
-                    account.user,
-                    _facts(detect, reason, account.marks.get(detect.name, {}), request),
-                )
-        if distinct:
-            self._repeat(view, todo, brought, over, now)
-        return would, worst
+                marks = account.seen().get(detect.name, {})
+                state.tell("detect", account.user, _facts(detect, reason, marks, request))
+        return (worst or NOTHING)._replace(would=would)
 
     def _repeat(
         self,
@@ -298,9 +310,9 @@ class Watch:
         account.strikes = (*self.suspending.remembered(account.strikes, now), now)
         account.incident_at = now
         account.on_probation(row.expires_at + PROBATION if row.expires_at else 0)
-        marks = account.marks.get(row.detector, {})
+        marks = account.seen().get(row.detector, {})
         # After its release it begins anew: what it did before must not suspend it once more.
-        account.marks, account.asked, account.sent, account.over = {}, None, None, False
+        account.marks, account.flows, account.asked, account.sent, account.over = {}, {}, None, None, False
         # A tier that came by itself is lost, and has to be earned again; one given by hand waits.
         lost = account.tier_by in (PROMOTED, LEARNED)
         account.put_into("" if lost else account.tier, "" if lost else account.tier_by, now)
@@ -353,13 +365,21 @@ class Watch:
         return tier is not None and tier.quiet
 
     def _suspension(self, detect: Detect, account: Account, reason: str, now: int) -> Found:
-        marks = account.marks.get(detect.name, {})
+        marks = account.seen().get(detect.name, {})
         step, lasts = self.suspending.step(account.strikes, now)
         evidence = json.dumps(evidence_of(detect, marks), separators=(",", ":"))
         row = Suspension(
             account.user, detect.name, reason, evidence, step, "", AUTHOR, now, now + lasts if lasts else 0
         )
         return Found((), self.suspending.answer, detect.name, f"suspended: {reason}", row)
+
+
+def _refusing(heard: Sequence[Heard]) -> bool:
+    """Whether a check would refuse, in shadow perhaps: a blocklist may have the client."""
+    for _, _, opinion, _, _ in heard:
+        if opinion is not None and opinion.answer is not DUNNO and opinion.answer.strength == REFUSE:
+            return True
+    return False
 
 
 def apprentice(steering: Steering, now: int) -> bool:
@@ -382,8 +402,12 @@ def evidence_of(detect: Detect, marks: Mapping[str, Sequence[int]]) -> dict[str,
 def _failing(account: Account, detect: Detect, now: int, identifier: int, state: State) -> tuple[bool, str]:
     """What is found, empty when it is nothing; and whether it is new since it was well last."""
     sentence, told = detect.sentence, detect.name in account.marks
-    counters = [state.counter(CounterKey("user", account.user, unit)) for unit in (DELIVERIES, FAILURES)]
-    total, failed = (counter.used(sentence.window, now) if counter.all else 0 for counter in counters)
+    total = failed = 0
+    deliveries = state.counter(_new(CounterKey, ("user", account.user, DELIVERIES)))
+    if deliveries.all:
+        total = deliveries.used(sentence.window, now)
+        failures = state.counter(_new(CounterKey, ("user", account.user, FAILURES)))
+        failed = failures.used(sentence.window, now) if failures.all else 0
     if total < sentence.least or failed * 100 <= total * sentence.amount:
         if told:
             account.marks = {name: marks for name, marks in account.marks.items() if name != detect.name}

@@ -720,16 +720,21 @@ class Ledger:
                     if (quota.scope, quota.value, name) not in counters:
                         keys.add(CounterKey(quota.scope, quota.value, name))
             watch = proposal.watch
-            if watch is not None and request.login:
+            if watch is None or not (user := request.login):
+                continue
+            account = accounts.held(user)
+            if account is None:
+                users.add(user)
+                continue
+            sent = account.sent
+            if sent is None:
                 for unit in watch.units:
-                    if ("user", request.account, unit) not in counters:
-                        keys.add(CounterKey("user", request.account, unit))
-                if not accounts.knows(request.account):
-                    users.add(request.account)
-                elif watch.remembers and request.stage == END_OF_MESSAGE and not instances:
-                    recipients, sent = recipients_of(request, self), accounts.get(request.account).sent
-                    if sent is None or sent.key != recipients:
-                        pairs.update(accounts.unread(request.account, recipients))
+                    if ("user", user, unit) not in counters:
+                        keys.add(CounterKey("user", user, unit))
+            if watch.remembers and request.stage == END_OF_MESSAGE and not instances:
+                recipients = recipients_of(request, self)
+                if sent is None or sent.key != recipients:
+                    pairs.update(accounts.unread(user, recipients))
         return Unread(keys, instances, self.memories.unread(facts), users, pairs)
 
     def _accounts_of(self, operations: Sequence[Operation]) -> set[str]:
