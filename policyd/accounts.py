@@ -119,7 +119,7 @@ class Account:
         self.incident_at = 0
         self.strikes: tuple[int, ...] = ()
         self.marks: Marks = {}
-        self.past: Mapping[str, Sequence[tuple[int, int]]] = {}
+        self.past: Mapping[str, Sequence[Sequence[int]]] = {}
         #: Of the last request, whatever was answered, and of the last mail that passed.
         self.asked: Repeated | None = None
         self.sent: Repeated | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from policyd.units import DAY, UNITS, Limit
@@ -70,7 +70,7 @@ class Days:
             del self.days[: -self._keep]
 
 
-def merged(known: list[list[int]], learned: list[list[int]], keep: int) -> list[list[int]]:
+def merged(known: Sequence[Sequence[int]], learned: Sequence[Sequence[int]], keep: int) -> list[list[int]]:
     """Both lists of ``[day, amount]`` as one: of each day the larger amount, the newest ``keep`` days."""
     days = {entry[0]: entry[1] for entry in known}
     for day, amount in learned:

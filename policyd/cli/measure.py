@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from policyd.accounts import DAYS_KEPT, LEARNED, Account
 from policyd.answer import escape
 from policyd.cli.common import table
+from policyd.marks import PARTS
 from policyd.peaks import ORDINARY, Days, Measured, Sent, Spread, windows_of
 from policyd.sentence import USUAL
 from policyd.store import admin, learned
 from policyd.store.gathered import Gathered, Summary
 from policyd.units import DAY, HOUR, Limit, format_duration, format_size
-from policyd.watch import PARTS
 
 if TYPE_CHECKING:
     from policyd.config import Config

@@ -80,7 +80,7 @@ def write_accounts(change: Change, summaries: Sequence[Summary], tier: str, writ
         account.first_at = min(account.first_at or first, first)
         account.last_at = max(account.last_at, last)
         for name, days in json.loads(summary.past).items():
-            account.past[name] = merged(account.past.get(name, []), days, DAYS_KEPT)
+            account.past = {**account.past, name: merged(account.past.get(name, ()), days, DAYS_KEPT)}
         if was_suspended(account, change.find("suspension", summary.user)):
             written.suspended += 1
         elif is_placed(account):
