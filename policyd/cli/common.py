@@ -163,6 +163,7 @@ pass_session = click.make_pass_decorator(Session)
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """``rows`` under ``columns``, escaped, numbers to the right; a bold head on a terminal."""
+    columns = [escape(name) for name in columns]
     numeric = [True] * len(columns)
     cells = []
     for row in rows:

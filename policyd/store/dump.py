@@ -14,6 +14,7 @@ from policyd.opinion import ENFORCE, OFF, SHADOW
 from policyd.steering import (
     ALLOW_KINDS,
     BAN_KINDS,
+    EVERY_CHECK,
     ROWS,
     CheckMode,
     Entry,
@@ -291,7 +292,11 @@ def _row(table: str, values: dict[str, Any], common: tuple[str, str, int, int]) 
         )
     if table == "milestone":
         return Milestone(_choice(values, "name", MILESTONES), *common)
-    return CheckMode(_text(values, "name"), _choice(values, "mode", (ENFORCE, SHADOW, OFF)), *common)
+    name = _text(values, "name")
+    # Of all checks together there is but the pause, which counts on.
+    return CheckMode(
+        name, _choice(values, "mode", (SHADOW,) if name == EVERY_CHECK else (ENFORCE, SHADOW, OFF)), *common
+    )
 
 
 def _text(values: dict[str, Any], name: str, default: str | None = None) -> str:

@@ -199,6 +199,7 @@ def test_colours(place: Place) -> None:
 
 def test_a_table_of_hostile_text() -> None:
     """Cells are escaped and cut; numbers stand to the right."""
+    assert "\x1b[2J" not in common.table(["a\x1b[2J"], [(1,)])
     text = common.table(["n", "who"], [(1, "a\x1b[2J\nb"), (100, "\u202ex"), (20, "y" * 500)])
     lines = click.unstyle(text).split("\n")
     assert lines[:3] == ["  n  who", "  1  a\\x1b[2J\\nb", "100  \\u202ex"]

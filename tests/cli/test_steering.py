@@ -598,6 +598,8 @@ WRONG = {
     '{"table": "user_grant", "user": "a@b", "unit": "mails", "amount": 1}': "'unit' must be one of",
     '{"table": "check_mode", "name": "qouta", "mode": "off"}': "there is no check 'qouta'",
     '{"table": "check_mode", "name": "quota", "mode": "on"}': "'mode' must be one of",
+    # A pause has everything in shadow; nothing has it off.
+    '{"table": "check_mode", "name": "*", "mode": "off"}': "'mode' must be one of shadow",
     '{"table": "sender_right", "user": "a@b", "sender": "b"}': "is no sender; write alice@example.org",
     '{"table": "sender_right", "user": " ", "sender": "@b"}': "is no login",
     '{"table": "sender_right", "user": "a@b"}': "has no 'sender'",
