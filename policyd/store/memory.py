@@ -4,8 +4,9 @@ Each kind has a hand that goes round its rows in the order of their keys, counts
 a kind comes near its bound it also deletes the quarter that expires first, and is driven by the writing itself: for
 each row that comes in it looks at eight. So the bound holds under any flood, and neighbours go together: a delete costs
 no page of its own, and no index by time is needed. What is held in memory of the table is a small cache; whoever else
-deletes rows says so in the change table, and then all of it is dropped. While the database is in trouble, what is decided
-waits here until it can be written.
+deletes rows says so in the change table, and then all of it is dropped. Over the cache lie, newest first, the facts of what
+is decided and not yet written: to take a decision back, they are cleared. While the database is in trouble, what is
+decided waits here until it can be written.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from policyd.opinion import Memory, MemoryKey
+from policyd.store.hand import ROUND, Hand, Pass
 from policyd.store.statements import MOST, chunked, flat, values
-from policyd.units import HOUR, MINUTE
+from policyd.units import MINUTE
 
 #: Rows of each kind unless the configuration says otherwise; a greylist triplet takes about 150 octets.
 ROWS = 1_000_000
@@ -29,9 +31,6 @@ CACHED = 8_000
 #: Rows that a hand looks at in one step of upkeep, and for each row that is written.
 STEP_ROWS = 500
 ROWS_EACH = 8
-#: A hand begins another round so long after it ended one, ms of ledger time.
-ROUND = HOUR
-
 Row = tuple[str, str, int, int, int, int]
 Facts = dict[MemoryKey, Memory]
 
@@ -54,102 +53,11 @@ def _upsert(rows: int) -> str:
     )
 
 
-_LOOK = "SELECT key, expires_at FROM memory WHERE kind = ? AND key > ? ORDER BY key LIMIT ?"
-_DELETE = "DELETE FROM memory WHERE kind = ? AND key > ? AND key <= ? AND expires_at <= ?"
 _KINDS = (
     "WITH RECURSIVE k (kind) AS (SELECT min(kind) FROM memory UNION ALL "
     "SELECT (SELECT min(kind) FROM memory WHERE memory.kind > k.kind) FROM k WHERE kind IS NOT NULL) "
     "SELECT kind FROM k WHERE kind IS NOT NULL"
 )
-
-
-class Pass(NamedTuple):
-    """What a hand did in a transaction that is not committed yet."""
-
-    cursor: str
-    seen: dict[int, int]
-    deleted: list[tuple[str, int]]
-
-
-class Hand:
-    """Goes round the rows of one kind. Counts are by the minute in which rows expire."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        #: Rows, once a round has ended; ``None``: not known yet.
-        self.total: int | None = None
-        self.by_minute: dict[int, int] = {}
-        self.cursor = ""
-        self._seen: dict[int, int] = {}
-        #: In this round rows go that expire by then, ms.
-        self._limit = 0
-        self._crowded = False
-        #: When the last round ended, ms.
-        self.ended_at = -ROUND
-
-    def crowd(self, more: int, cap: int) -> bool:
-        """Whether room has to be made, with ``more`` rows to come: an eighth of the bound is for what comes meanwhile."""
-        crowded = self.total is not None and self.total + more > cap - cap // 8
-        if crowded and not self._crowded:
-            self._limit = max(self._limit, self._first_quarter())
-        self._crowded = crowded
-        return crowded
-
-    def _first_quarter(self) -> int:
-        """The time by which the quarter of the rows has expired that goes first, ms."""
-        left = (self.total or 0) / 4
-        for minute in sorted(self.by_minute):
-            left -= self.by_minute[minute]
-            if left <= 0:
-                return (minute + 1) * MINUTE - 1
-        return 0
-
-    def look(self, connection: sqlite3.Connection, rows: int, now: int) -> Pass:
-        """Look at the next ``rows`` rows and delete those that have to go, within the caller's transaction."""
-        limit = max(self._limit, now)
-        found = connection.execute(_LOOK, (self.kind, self.cursor, rows)).fetchall()
-        deleted = [row for row in found if row[1] <= limit]
-        if deleted:
-            connection.execute(_DELETE, (self.kind, self.cursor, found[-1][0], limit))
-        seen: dict[int, int] = {}
-        for _, expires_at in found:
-            if expires_at > limit:
-                minute = expires_at // MINUTE
-                seen[minute] = seen.get(minute, 0) + 1
-        return Pass(found[-1][0] if len(found) == rows else "", seen, deleted)
-
-    def add(self, key: str, expires_at: int, number: int) -> None:
-        """A row came (1) or went (-1)."""
-        minute = expires_at // MINUTE
-        if self.total is not None:
-            self.total += number
-            _add(self.by_minute, minute, number)
-        # What the hand has not reached yet it will count, or not find, when it comes by.
-        if key <= self.cursor:
-            _add(self._seen, minute, number)
-
-    def took(self, passed: Pass, now: int) -> None:
-        """The transaction of a :meth:`look` was committed."""
-        if self.total is not None:
-            self.total -= len(passed.deleted)
-            for _, expires_at in passed.deleted:
-                _add(self.by_minute, expires_at // MINUTE, -1)
-        for minute, number in passed.seen.items():
-            _add(self._seen, minute, number)
-        self.cursor = passed.cursor
-        if not self.cursor:
-            self.by_minute, self._seen = self._seen, {}
-            self.total = sum(self.by_minute.values())
-            self.ended_at = now
-            self._limit = self._first_quarter() if self._crowded else 0
-
-
-def _add(counts: dict[int, int], minute: int, number: int) -> None:
-    left = counts.get(minute, 0) + number
-    if left > 0:
-        counts[minute] = left
-    else:
-        counts.pop(minute, None)
 
 
 class Memories:

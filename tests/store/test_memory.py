@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from policyd.opinion import Memory, MemoryKey
-from policyd.store import memory
+from policyd.store import hand, memory
 from policyd.store.connect import open_for_admin, open_for_daemon
 from policyd.store.memory import Facts, Memories
 from policyd.units import DAY, HOUR, MINUTE
@@ -352,7 +352,7 @@ def test_a_new_database_is_counted_anew(tmp_path: Path, connection: sqlite3.Conn
 
 def test_a_hand_reads_no_more_than_it_looks_at(connection: sqlite3.Connection) -> None:
     """In a table of a million rows, too: the key finds where it goes on."""
-    for statement, arguments in ((memory._LOOK, ("a", "b", 5)), (memory._DELETE, ("a", "b", "c", 5))):
+    for statement, arguments in ((hand._LOOK, ("a", "b", 5)), (hand._DELETE, ("a", "b", "c", 5))):
         plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", arguments))
         assert "USING PRIMARY KEY" in plan, plan
         assert "SCAN" not in plan, plan
