@@ -42,11 +42,20 @@ def _values(kind: str) -> Any:
     return list_of(lambda value: canonical_value(kind, string(value)))
 
 
+def _delay(value: Any) -> int:
+    delay = duration(value)
+    if delay < SECOND:
+        raise ValueError(
+            f"{value!r} would refuse everybody once for nothing; write 1s or more, or leave the check out"
+        )
+    return delay
+
+
 @dataclass(frozen=True)
 class Options:
     """The section of a ``greylist`` check."""
 
-    delay: int = setting(duration, 5 * MINUTE, help="How long a stranger has to wait.")
+    delay: int = setting(_delay, 5 * MINUTE, help="How long a stranger has to wait.")
     retry_window: int = setting(
         duration, 2 * DAY, help="How long after the first try the next one must come, or it all begins anew."
     )
@@ -95,12 +104,6 @@ class Check:
             raise Disagreement(
                 "for",
                 "delays no mail of one's own users, so for = 'submission' does nothing; write for = 'mx'",
-            )
-        if options.delay < SECOND:
-            raise Disagreement(
-                "delay",
-                f"delay = '{format_duration(options.delay)}' would refuse everybody once for nothing; write 1s or more, "
-                "or leave the check out",
             )
         if options.retry_window <= options.delay:
             raise Disagreement(
