@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from policyd.match import Network, NetworkSet, fold, parse_network
-from policyd.units import Limit, parse_duration, parse_limit, parse_size
+from policyd.units import SECOND, Limit, parse_duration, parse_limit, parse_size
 
 #: Braces in what strangers wrote, as they stand in an answer.
 _ROUND = str.maketrans("{}", "()")
@@ -76,6 +76,14 @@ def whole(value: Any) -> int:
 def duration(value: Any) -> int:
     """A duration such as ``"30s"``, in ms."""
     return parse_duration(string(value))
+
+
+def delay(value: Any) -> int:
+    """A duration of a second or more, for what somebody has to wait, in ms."""
+    read = duration(value)
+    if read < SECOND:
+        raise ValueError(f"{value!r} is no delay; write 1s or more, or leave the check out")
+    return read
 
 
 def size(value: Any) -> int:

@@ -25,6 +25,7 @@ from policyd.request import MX, RCPT, SUBMISSION, Request
 from policyd.settings import (
     Disagreement,
     boolean,
+    delay,
     duration,
     fill,
     list_of,
@@ -42,20 +43,11 @@ def _values(kind: str) -> Any:
     return list_of(lambda value: canonical_value(kind, string(value)))
 
 
-def _delay(value: Any) -> int:
-    delay = duration(value)
-    if delay < SECOND:
-        raise ValueError(
-            f"{value!r} would refuse everybody once for nothing; write 1s or more, or leave the check out"
-        )
-    return delay
-
-
 @dataclass(frozen=True)
 class Options:
     """The section of a ``greylist`` check."""
 
-    delay: int = setting(_delay, 5 * MINUTE, help="How long a stranger has to wait.")
+    delay: int = setting(delay, 5 * MINUTE, help="How long a stranger has to wait.")
     retry_window: int = setting(
         duration, 2 * DAY, help="How long after the first try the next one must come, or it all begins anew."
     )

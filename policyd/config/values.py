@@ -20,7 +20,7 @@ from policyd.dns.nameservers import parse_nameserver, write_nameserver
 from policyd.match import address_key, domain_key, fold
 from policyd.request import ANY_VERIFIED, MX, SUBMISSION
 from policyd.sentence import DISTINCT, Sentence, parse_sentence
-from policyd.settings import Reader, duration, list_of, one_of, size, string, whole
+from policyd.settings import Reader, delay, duration, list_of, one_of, size, string, whole
 from policyd.suspending import PERMANENT
 from policyd.tiers import Promote
 from policyd.units import DAY, HOUR, MINUTE, SECOND, format_duration
@@ -438,6 +438,7 @@ def size_text(value: int) -> str:
 #: How a value is written back, where its type alone does not tell.
 WRITERS: dict[Reader, Callable[[Any], Any]] = {
     duration: format_duration,
+    delay: format_duration,
     deadline: format_duration,
     retention: format_duration,
     dns_timeout: format_duration,
