@@ -131,7 +131,8 @@ class Upkeep:
             or ledger.instances.fill(ledger.connection, ledger.partitions, ledger.clock.now() - IDENTITY)
             or self._retire_one()
             or self._give_back()
-            or self._index_one()
+            # In a flood what was indexed a moment ago would be dropped for room.
+            or (not self._crowded and self._index_one())
             or self._sweep_counters()
             or ledger.memories.tend(ledger.connection, ledger.clock.now())
             or ledger.accounts.save(ledger.connection, ledger.clock.now())
