@@ -430,8 +430,10 @@ class SturdyLedger:
             return None
         try:
             return job(self._ledger.connection)
-        except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError) as error:
-            # Nothing is wrong with the file.
+        except sqlite3.Error as error:
+            if isinstance(connect.translate(error, self.path), StoreBusy | StoreDamaged):
+                raise
+            # Nothing is wrong with the file, but with the job: no decision may suffer from that.
             raise ValueError(f"{type(error).__name__}: {error}") from error
         finally:
             self._ledger.rollback()

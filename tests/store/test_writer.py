@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import queue
 import resource
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -677,3 +679,40 @@ def test_what_was_staged_on_top_of_a_change_is_decided_again(
     assert Disk(path).used("messages/external") == 1
     ids = [row[0] for row in Disk(path).query("SELECT id FROM decision ORDER BY id")]
     assert ids == [1, 2, 3, 4, 5]
+
+
+# --- jobs of others ---------------------------------------------------------------------------------------------------
+
+
+def done_by(store: Store, job: Callable[[sqlite3.Connection], Any]) -> Any:
+    """What a job comes to."""
+    results: queue.Queue[Any] = queue.Queue()
+    store.writer.do(job, results.put)
+    return results.get(timeout=PATIENCE)
+
+
+def test_a_job_runs_between_two_batches(tmp_path: Path) -> None:
+    """On the writer's connection, with no transaction open; a defect in it, or what it leaves open, harms no decision."""
+    with Store(tmp_path / "policyd.db", engine(*RULES)) as store:
+        assert done_by(store, lambda connection: connection.in_transaction) is False
+        assert done_by(store, lambda connection: connection.execute("BEGIN IMMEDIATE").fetchall()) == []
+        assert done_by(store, lambda connection: 1 // 0) is None
+        assert done_by(store, lambda connection: connection.execute("INSERT INTO event VALUES (1)")) is None
+        insert = "INSERT INTO alert_cursor VALUES (2, 0)"
+        assert done_by(store, lambda connection: connection.execute(insert)) is None
+        assert not store.writer.sick
+        assert accepted(store.decide(ask()))
+    assert done_by(store, lambda connection: 1) is None, "after the end nobody does it, and that is said"
+
+
+def test_a_job_meets_trouble(tmp_path: Path) -> None:
+    """The database falls sick of it as of a batch; while it is sick nothing is done; it heals by itself."""
+    path = tmp_path / "policyd.db"
+    with Store(path, engine(*RULES)) as store:
+        with locked(path):
+            assert done_by(store, lambda connection: connection.execute("BEGIN IMMEDIATE").fetchall()) is None
+            assert store.writer.sick
+            assert done_by(store, lambda connection: 1) is None
+            assert accepted(store.decide(ask()))
+        healed(store)
+        assert done_by(store, lambda connection: 1) == 1

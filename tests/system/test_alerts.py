@@ -109,7 +109,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         policyd = Policyd(tmp_path, with_alerts(address, web.url))
         policyd.start()
         begin(policyd, address)
-        rounds, each = 8, 6
+        rounds, each = 6, 6
         for turn in range(rounds):
             known = {uid for (uid,) in policyd.query("SELECT uid FROM alert WHERE state = 'sent'")}
             before = len(web.asked)
