@@ -150,7 +150,7 @@ def test_the_manual_has_every_command_with_its_options_and_an_example(path: str)
     known = entries(page("policyctl.1"))
     for parameter in command.params:
         if isinstance(parameter, click.Option) and parameter.opts != ["--json"]:
-            for option in parameter.opts:
+            for option in (*parameter.opts, *parameter.secondary_opts):
                 assert f"*{option}*" in head + text, f"{path}: {option} is not in policyctl(1)"
         elif isinstance(parameter, click.Argument):
             metavar = (
@@ -175,7 +175,11 @@ def test_the_manual_has_nothing_that_policyctl_has_not() -> None:
             assert path[1] in COMMANDS, head
             module, _, function = COMMANDS[path[1]].target.partition(":")
             command = getattr(importlib.import_module(module), function)
-            options = {option for parameter in command.params for option in parameter.opts}
+            options = {
+                option
+                for parameter in command.params
+                for option in (*parameter.opts, *parameter.secondary_opts)
+            }
             assert set(re.findall(r"\*(--?[a-z-]+)\*", head + text)) <= options | {"--json"}, head
 
 

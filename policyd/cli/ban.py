@@ -8,13 +8,17 @@ import click
 
 from policyd.answer import escape
 from policyd.cli import entries
-from policyd.cli.common import Session, Terms, json_option, known_user, pass_session, steering_options
-from policyd.errors import UserError
+from policyd.cli.common import Session, Terms, Times, json_option, known_user, pass_session, steering_options
+from policyd.errors import NotFound, UserError
 from policyd.opinion import ENFORCE
 from policyd.steering import BAN_KINDS, client_network
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Iterable
+
+#: The kind under which 'bans' lists suspended logins.
+SUSPENDED = "suspended"
 
 
 @click.command()
@@ -59,17 +63,32 @@ def add_ban(session: Session, kind: str, values: tuple[str, ...], force: bool, t
 @json_option
 @pass_session
 def remove_ban(session: Session, kind: str, values: tuple[str, ...], terms: Terms) -> None:
-    """Lift the ban on VALUE; '-' reads a list from stdin."""
-    entries.remove(session, "ban", kind, values, terms)
+    """Lift the ban on VALUE; '-' reads a list from stdin.
+
+    A login that is suspended is not banned: 'policyctl release USER' ends that.
+    """
+    try:
+        removed = entries.remove(session, "ban", kind, values, terms)
+    except NotFound:
+        if kind == "user" and (held := _suspended(session, values)):
+            raise NotFound("\n".join(held)) from None
+        raise
+    if kind == "user":
+        for text in _suspended(session, removed):
+            session.note(text)
 
 
 @click.command()
-@entries.kind_argument(BAN_KINDS, required=False)
+@entries.kind_argument((*BAN_KINDS, SUSPENDED), required=False)
 @json_option
 @pass_session
 def list_bans(session: Session, kind: str | None) -> None:
-    """List the bans in force, of one kind or all."""
-    entries.listing(session, "ban", kind)
+    """List the bans in force, of one kind or all, and the suspended logins."""
+    if kind in (None, SUSPENDED):
+        none = "nobody is suspended" if kind else "nothing is banned, nobody is suspended"
+        entries.listing(session, "ban", kind, also=_suspensions, none=none)
+    else:
+        entries.listing(session, "ban", kind)
 
 
 @click.command()
@@ -79,7 +98,51 @@ def list_bans(session: Session, kind: str | None) -> None:
 @pass_session
 def show_ban(session: Session, kind: str, values: tuple[str, ...]) -> None:
     """Show the ban on VALUE."""
-    entries.listing(session, "ban", kind, values)
+    try:
+        entries.listing(session, "ban", kind, values)
+    except NotFound:
+        if kind == "user" and (held := _suspended(session, values)):
+            raise NotFound("\n".join(held)) from None
+        raise
+
+
+def _suspended(session: Session, values: Iterable[str]) -> list[str]:
+    """For each of these logins that is suspended, what that is and what ends it."""
+    from policyd.cli.accounts import release_command, suspension_in_force, suspension_text
+
+    found = []
+    with session.reading() as connection:
+        times = Times.of(connection)
+        for value in values:
+            if value == "-":
+                continue
+            user = entries.canonical(session, "user", value)
+            row = suspension_in_force(connection, user, times.now)
+            if row is not None:
+                found.append(
+                    f"user {escape(user)} is {suspension_text(row, times)}; '{release_command(user)}' ends it"
+                )
+    return found
+
+
+def _suspensions(connection: sqlite3.Connection, times: Times) -> list[entries.Shown]:
+    """The suspensions in force, as they stand among the bans."""
+    from policyd.store import admin, dump
+
+    return [
+        entries.Shown(
+            {"kind": SUSPENDED, "value": row.user, **dump.record("suspension", row, times.ahead)},
+            (
+                SUSPENDED,
+                row.user,
+                times.until(row.expires_at) if row.expires_at else "released",
+                row.author or row.detector,
+                times.text(row.created_at),
+                row.reason,
+            ),
+        )
+        for row in admin.rows(connection, "suspension", times.now)
+    ]
 
 
 def never_bans(session: Session, kind: str, value: str) -> str:

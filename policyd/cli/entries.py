@@ -99,8 +99,8 @@ def add(
     session.done({"dry_run": terms.dry_run, "set": records}, *lines)
 
 
-def remove(session: Session, table: str, kind: str, arguments: Sequence[str], terms: Terms) -> None:
-    """Take the entries of all values back, or of none when one of them has none."""
+def remove(session: Session, table: str, kind: str, arguments: Sequence[str], terms: Terms) -> list[str]:
+    """Take the entries of all values back, or of none when one of them has none; the values."""
     from policyd.store import admin, dump
 
     values = list(dict.fromkeys(canonical(session, kind, value) for value in values_of(arguments)))
@@ -121,16 +121,36 @@ def remove(session: Session, table: str, kind: str, arguments: Sequence[str], te
             records.append(dump.record(table, entry, times.ahead))
             lines.append(f"{terms.prefix}no longer {words.done}: {kind} {shown(value)}")
     session.done({"dry_run": terms.dry_run, "removed": records}, *lines)
+    return values
 
 
-def listing(session: Session, table: str, kind: str | None, values: Sequence[str] = ()) -> None:
-    """Print the entries in force: all, of one kind, or of one kind and these values."""
+class Shown(NamedTuple):
+    """A line of a list: for programs, and for people by :data:`_COLUMNS`."""
+
+    record: dict[str, Any]
+    row: tuple[str, ...]
+
+
+def listing(
+    session: Session,
+    table: str,
+    kind: str | None,
+    values: Sequence[str] = (),
+    also: Callable[[Any, Times], list[Shown]] | None = None,
+    none: str = "",
+) -> None:
+    """Print the entries in force: all, of one kind, or of one kind and these values.
+
+    :param also: more of what is in force, which is no entry of this table.
+    :param none: what to say when there is nothing, if not the table's own words.
+    """
     from policyd.store import admin, dump
 
     wanted = [canonical(session, kind, value) for value in values] if kind else []
     with session.reading() as connection:
         times = Times.of(connection)
         every = admin.rows(connection, table, times.now)
+        more = also(connection, times) if also is not None else []
     entries = [entry for entry in every if kind in (None, entry.kind)]
     for value in wanted:
         if value not in [entry.value for entry in entries]:
@@ -138,20 +158,23 @@ def listing(session: Session, table: str, kind: str | None, values: Sequence[str
     if wanted:
         entries = [entry for entry in entries if entry.value in wanted]
     session.show(
-        [dump.record(table, entry, times.ahead) for entry in entries],
+        [*(dump.record(table, entry, times.ahead) for entry in entries), *(each.record for each in more)],
         _COLUMNS,
         [
-            (
-                entry.kind,
-                entry.value or "<>",
-                times.until(entry.expires_at),
-                entry.author,
-                times.text(entry.created_at),
-                entry.reason,
-            )
-            for entry in entries
+            *(
+                (
+                    entry.kind,
+                    entry.value or "<>",
+                    times.until(entry.expires_at),
+                    entry.author,
+                    times.text(entry.created_at),
+                    entry.reason,
+                )
+                for entry in entries
+            ),
+            *(each.row for each in more),
         ],
-        _WORDS[table].none,
+        none or _WORDS[table].none,
     )
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from policyd.answer import escape
-from policyd.cli.common import Session, json_option, pass_session, table
+from policyd.cli import explain_suspension
+from policyd.cli.common import Session, Times, json_option, pass_session, table
 from policyd.cli.decisions import behind, decision_table, record, reference_of
 from policyd.cli.when import stamp
 from policyd.errors import NotFound
@@ -102,10 +103,12 @@ def explain(session: Session, what: tuple[str, ...]) -> None:
         # The one that matters of several: what has this reference, the refusal, else the last word.
         row = next((row for row in reversed(rows) if row.verdict != "pass"), rows[-1])
         policy_now = session.config.policy_version
+        times, suspended = Times.of(connection), explain_suspension.behind(session, connection, row)
     if session.json:
         session.data(
             {
                 **record(row),
+                "suspension": explain_suspension.record(suspended, times) if suspended is not None else None,
                 "policy_now": policy_now or None,
                 "same_mail": [record(other) for other in rows if other.id != row.id],
             }
@@ -113,6 +116,9 @@ def explain(session: Session, what: tuple[str, ...]) -> None:
         return
     for text_line in describe(row, policy_now):
         click.echo(text_line)
+    if suspended is not None:
+        for text_line in explain_suspension.lines(suspended, times):
+            click.echo(text_line)
     others = [other for other in rows if other.id != row.id]
     earlier = said_before(row, others)
     if earlier:

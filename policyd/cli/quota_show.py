@@ -115,6 +115,7 @@ def quota_show(session: Session, user: str) -> None:
     "more room at" is when the next part of what is used leaves the window (with no room: when one more fits), "all back
     at" when all of it has.
     """
+    from policyd.cli.accounts import suspension_record, suspension_text
     from policyd.cli.offline import Offline
 
     account = account_of(session, user)
@@ -126,11 +127,13 @@ def quota_show(session: Session, user: str) -> None:
         times = Times(offline.now, Times.of(connection).ahead)
         tier = offline.account(account).tier_of(session.config.tiers, offline.now)
         own, grants = steered(offline, account)
+        suspension = offline.steering.suspension_of(account, offline.now)
     if session.json:
         session.data(
             {
                 "user": account,
                 "tier": tier or None,
+                "suspension": suspension_record(suspension, times) if suspension is not None else None,
                 "limits": [usage_record(usage, times) for usage in usages],
                 "own_limits": [{**row, "expires_at": times.iso(row["expires_at"])} for row in own],
                 "grants": [{**row, "expires_at": times.iso(row["expires_at"])} for row in grants],
@@ -138,6 +141,8 @@ def quota_show(session: Session, user: str) -> None:
         )
         return
     click.echo(f"{escape(account)}, tier {escape(tier) if tier else '-'}")
+    if suspension is not None:
+        click.echo(click.style(suspension_text(suspension, times), fg="red"))
     click.echo(usage_table(usages, times) if usages else "no limit holds for this account")
     for text_line in steered_lines(own, grants, times):
         click.echo(text_line)

@@ -30,6 +30,8 @@ LONG_WAL = 256 * 1024 * 1024
 #: Difference of wall clock and ledger time that is worth a word, ms.
 APART = 2_000
 
+#: Suspended logins that are named.
+SHOWN = 10
 _VERDICTS = ("pass", "hold", "refuse")
 
 
@@ -100,6 +102,11 @@ def _look(session: Session, connection: sqlite3.Connection, running: bool | None
         ],
         "bans": sum(1 for ban in steering.bans if ban.holds(times.now)),
         "allows": sum(1 for entry in steering.allows if entry.holds(times.now)),
+        "suspended": sorted(
+            row.user
+            for row in steering.suspensions.values()
+            if not row.expires_at or times.now < row.expires_at
+        ),
         "last_hour": {
             direction: {
                 verdict: sum(a.times for a in hour if (a.direction, a.verdict) == (direction, verdict))
@@ -297,6 +304,11 @@ def _lines(found: dict[str, Any]) -> list[str]:
         )
         reason = f": {escape(mode['reason'])}" if mode["reason"] else ""
         lines.append(click.style(f"{what}{until}, by {escape(mode['author'])}{reason}", fg="yellow"))
+    if found["suspended"]:
+        some = ", ".join(escape(user) for user in found["suspended"][:SHOWN])
+        rest = len(found["suspended"]) - SHOWN
+        more = f" and {rest} more; 'policyctl bans suspended'" if rest > 0 else ""
+        lines.append(click.style(f"suspended: {some}{more}", fg="yellow"))
     hour = found["last_hour"]
     beyond = "" if found["last_hour_complete"] else f" (of the newest {LOOKED_AT} decisions)"
     lines += ["", f"last hour{beyond}:"]

@@ -8,6 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from policyd.answer import escape
+from policyd.cli.accounts import (
+    release_command,
+    suspension_in_force,
+    suspension_record,
+    suspension_text,
+)
 from policyd.cli.common import (
     NOT_RUNNING,
     UNKNOWN_RUNNING,
@@ -27,7 +33,7 @@ if TYPE_CHECKING:
     import sqlite3
 
     from policyd.cli.offline import Offline, Usage
-    from policyd.steering import Entry
+    from policyd.steering import Entry, Suspension
     from policyd.store.read import Logged, Wanted
 
 
@@ -106,6 +112,7 @@ class Findings:
         self.bans: list[Entry] = []
         #: Bans without effect, each with what stands before it.
         self.masked: list[tuple[Entry, str]] = []
+        self.suspension: Suspension | None = None
         self.remarks: list[str] = []
         rescued = session.rescued
         #: Whether every check that the daemon may have was asked here.
@@ -132,6 +139,17 @@ class Findings:
             if self.decision.verdict != "pass":
                 break
         self.bans, self.masked = offline.bans(request)
+        row = (
+            None
+            if self.subject.is_client
+            else suspension_in_force(connection, self.subject.name, offline.now)
+        )
+        # Where an allow comes before it, or the check 'bans' does not enforce, it is a remark.
+        self.suspension = row if self.decision is not None and self.decision.verdict == "refuse" else None
+        if row is not None and self.suspension is None:
+            self.remarks.append(
+                f"{suspension_text(row, self.times)}; but no check that enforces refuses it for that"
+            )
         refusals = read.decisions(connection, self.subject.wanted("refuse"), 1)
         self.last_refusal = refusals[0] if refusals else None
         self._remark()
@@ -193,6 +211,8 @@ class Findings:
         if self.can_send:
             return []
         commands = []
+        if self.suspension is not None:
+            commands.append(release_command(self.subject.name))
         if self.bans:
             commands += [
                 f"policyctl unban {ban.kind} {shlex.quote(escape(ban.value) or '<>')}" for ban in self.bans
@@ -207,17 +227,22 @@ class Findings:
             commands.append(f"policyctl allow client {name} --for 1d")
         if self.full and not commands:
             commands.append(f"policyctl check shadow {shlex.quote(self.decision.by)} --for 1h")
+        if self.suspension is not None and self.suspension.ref:
+            commands.append(f"policyctl explain {escape(self.suspension.ref)}")
         if not commands and self.decision.by:
             commands.append(f"policyctl check shadow {shlex.quote(escape(self.decision.by))} --for 1h")
         return list(dict.fromkeys(commands))
 
     def can_send_at(self) -> int:
         """The ledger time from which it can send without help (ms); 0: now, or not by itself."""
-        if self.can_send or any(not ban.expires_at for ban in self.bans) or not (self.bans or self.full):
+        ends = [ban.expires_at for ban in self.bans]
+        if self.suspension is not None:
+            ends.append(self.suspension.expires_at)
+        if self.can_send or not all(ends) or not (ends or self.full):
             return 0
         if any(not usage.fits_at for usage in self.full):
             return 0
-        return max([ban.expires_at for ban in self.bans] + [usage.fits_at for usage in self.full])
+        return max(ends + [usage.fits_at for usage in self.full])
 
     def record(self) -> dict[str, Any]:
         """For programs."""
@@ -245,6 +270,9 @@ class Findings:
                 }
                 for ban in self.bans
             ],
+            "suspension": suspension_record(self.suspension, self.times)
+            if self.suspension is not None
+            else None,
             "limits": [usage_record(usage, self.times) for usage in self.usages],
             "would": self.decision.would,
             "last_seen": iso(self.last.wall_at) if self.last is not None else None,
@@ -286,6 +314,8 @@ class Findings:
                 )
             ]
             lines.append(f"  by check {escape(row.by)}, which answers: {escape(row.action, 2000)}")
+            if self.suspension is not None:
+                lines.append(f"  {suspension_text(self.suspension, self.times)}")
             lines += [f"  {_ban_text(ban, self.times)}" for ban in self.bans]
             at = self.can_send_at()
             lines.append(

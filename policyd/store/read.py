@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 import heapq
+import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -230,6 +231,54 @@ def shadowed(connection: sqlite3.Connection, since: int) -> Iterator[Shadowed]:
             yield from map(Shadowed._make, connection.execute(_for(partition, statement), values))
 
 
+def accounts_of_queue_ids(
+    connection: sqlite3.Connection, queue_ids: Sequence[str], since: int
+) -> list[tuple[str, str, int]]:
+    """Queue id, account and wall time (ms) of the newest decision of each account on each of ``queue_ids``, since the ledger
+    time ``since``."""
+    statement = (
+        "SELECT queue_id, user, max(wall_at) FROM {table} WHERE id BETWEEN :first AND :last AND queue_id <> '' "
+        "AND queue_id IN (SELECT value FROM json_each(:ids)) GROUP BY queue_id, user"
+    )
+    wanted = Wanted(since=since)
+    found: list[tuple[str, str, int]] = []
+    with snapshot(connection):
+        for partition in _partitions(connection, wanted):
+            values = {**_bounds(connection, partition, wanted), "ids": json.dumps(list(queue_ids))}
+            found += connection.execute(_for(partition, statement), values).fetchall()
+    return found
+
+
+def by_ids(connection: sqlite3.Connection, ids: Sequence[int]) -> list[Logged]:
+    """Those of the decisions with these ids that are kept, oldest first."""
+    statement = _filled(
+        "SELECT {columns} FROM {table} WHERE id IN (SELECT value FROM json_each(:ids))", columns=_COLUMNS
+    )
+    found: list[Logged] = []
+    with snapshot(connection):
+        for partition in _partitions(connection, Wanted(after=min(ids, default=_LAST) - 1)):
+            rows = connection.execute(_for(partition, statement), {"ids": json.dumps(list(ids))})
+            found += [Logged(*row) for row in rows]
+    return sorted(found)
+
+
+class Began(NamedTuple):
+    """A suspension as it was told of when it began. Ledger time."""
+
+    at: int
+    facts: str
+
+
+def suspension_began(connection: sqlite3.Connection, user: str, at: int) -> Began | None:
+    """The last suspension of ``user`` that began up to the ledger time ``at``, of those that are still told of."""
+    row = connection.execute(
+        "SELECT at, facts FROM event WHERE kind = 'suspend' AND subject = ? AND resolved = 0 AND at <= ? "
+        "ORDER BY id DESC LIMIT 1",
+        (user, at),
+    ).fetchone()
+    return Began(*row) if row else None
+
+
 def _time_of(connection: sqlite3.Connection, identifier: int) -> int:
     """The ledger time of the newest decision up to this id; 0 when there is none."""
     statement = "SELECT at FROM {table} WHERE id <= ? ORDER BY id DESC LIMIT 1"
@@ -369,6 +418,8 @@ _KNOWN = """
         OR EXISTS (SELECT 1 FROM user_grant WHERE user = :user)
         OR EXISTS (SELECT 1 FROM ban WHERE kind = 'user' AND value = :user)
         OR EXISTS (SELECT 1 FROM sender_right WHERE user = :user)
+        OR EXISTS (SELECT 1 FROM account WHERE user = :user)
+        OR EXISTS (SELECT 1 FROM suspension WHERE user = :user)
 """
 
 
@@ -422,7 +473,8 @@ def _accounts(connection: sqlite3.Connection, prefix: str, limit: int) -> list[s
     rows = connection.execute(
         "SELECT value FROM counter WHERE scope = 'user' AND value >= :low AND value < :high "
         "UNION SELECT user FROM user_limit WHERE user >= :low AND user < :high "
-        "UNION SELECT user FROM user_grant WHERE user >= :low AND user < :high LIMIT :limit",
+        "UNION SELECT user FROM user_grant WHERE user >= :low AND user < :high "
+        "UNION SELECT user FROM account WHERE user >= :low AND user < :high LIMIT :limit",
         {"low": prefix, "high": prefix + "\U0010ffff", "limit": limit},
     )
     return [row[0] for row in rows]

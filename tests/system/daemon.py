@@ -167,18 +167,18 @@ class Policyd:
         process.kill()
         process.wait()
 
-    def ctl(self, *arguments: str, code: int = 0) -> str:
+    def ctl(self, *arguments: str, code: int = 0, stdin: str = "") -> str:
         """What policyctl prints; ``code`` is the exit code that it must have."""
-        done = self.try_ctl(*arguments)
+        done = self.try_ctl(*arguments, stdin=stdin)
         assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
         return done.stdout
 
-    def try_ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def try_ctl(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """A policyctl that has ended, however it did."""
         return subprocess.run(
             [sys.executable, "-m", "policyd.cli", "--config", str(self.config), *arguments],
             env=self._environment,
-            stdin=subprocess.DEVNULL,
+            input=stdin,
             capture_output=True,
             text=True,
             check=False,
