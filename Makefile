@@ -6,12 +6,15 @@ CONFIG      ?= policyd/data/policyd.toml
 PYTEST_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install run test test-debian test-packages check cover chaos bench man clean
+.PHONY: help install run test test-debian test-packages test-package check cover chaos bench man deb dist clean
 
 help:
 	@echo 'make run          run policyd in the foreground on 127.0.0.1:10047, data in var/'
 	@echo 'make test         install what the tests need, then run all of them on the newest releases'
 	@echo 'make test-debian  the same with /usr/bin/python3 and packages of Debian alone'
+	@echo 'make deb          build the Debian package of what is committed into var/deb'
+	@echo 'make test-package install, upgrade, remove it on clean Debian 12 and 13 in containers; as root on Debian'
+	@echo 'make dist         build wheel and sdist of what is committed into var/dist, and check them'
 	@echo 'make check        lint, format, types, import rings, documentation; root only to install scdoc'
 	@echo 'make cover        all but the system tests; branch coverage of the parts that must not be wrong'
 	@echo 'make chaos        kill -9 under load 100 times; the suite does it 12 times'
@@ -38,6 +41,16 @@ test: test-packages $(STAMP)
 
 test-debian: test-packages
 	PYTHONPATH='$(CURDIR)' /usr/bin/python3 -m pytest --no-skips $(PYTEST_ARGS)
+
+test-package: test-packages $(STAMP)
+	@tools/install-test-packages.sh deb
+	$(VENV)/bin/python -m pytest --no-skips --package $(PYTEST_ARGS) tests/package
+
+deb:
+	@tools/build-deb.sh var/deb
+
+dist: $(STAMP)
+	@tools/build-dist.sh var/dist $(VENV)
 
 check: $(STAMP)
 	@tools/install-test-packages.sh docs

@@ -150,9 +150,8 @@ class Listening:
         loop = self.desk.loop
         server: asyncio.AbstractServer
         if sock.family == socket.AF_UNIX:
-            keep: dict[str, Any] = (
-                {"cleanup_socket": False} if sys.version_info >= (3, 13) and _stdlib(loop) else {}
-            )
+            # From Python 3.13 on both loops would remove the file at the end, systemd's too.
+            keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
             server = await loop.create_unix_server(
                 self._protocol(listener), sock=sock, backlog=BACKLOG, **keep
             )
@@ -164,7 +163,7 @@ class Listening:
         """What systemd holds at ``address``, if clients can still find it."""
         for held in self._inherited:
             if address in (held.address, f"systemd:{held.name}"):
-                if _identity(held.path) == held.identity:
+                if not held.path or (held.identity is not None and _identity(held.path) == held.identity):
                     held.used = True
                     return held
                 if address != held.address:
@@ -326,10 +325,6 @@ def _address_of(sock: socket.socket) -> str:
     if sock.family == socket.AF_INET6:
         return f"inet:[{name[0]}]:{name[1]}"
     return f"inet:{name[0]}:{name[1]}" if sock.family == socket.AF_INET else ""
-
-
-def _stdlib(loop: asyncio.AbstractEventLoop) -> bool:
-    return type(loop).__module__.startswith("asyncio")
 
 
 def _why(error: OSError) -> str:

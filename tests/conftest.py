@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 SYSTEM = Path(__file__).parent / "system"
+PACKAGE = Path(__file__).parent / "package"
 
 # No deadline: a busy machine is not a defect. Derandomised: the same commit gives the same result twice;
 # `--hypothesis-profile=explore` looks further.
@@ -22,6 +23,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--no-skips", action="store_true", help="a test that is skipped or expected to fail is a failure"
     )
+    parser.addoption("--package", action="store_true", help="test the Debian package, and nothing else")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    # Machines of their own, and minutes: `make test-package`.
+    within = collection_path == PACKAGE or PACKAGE in collection_path.parents
+    return True if within and not config.getoption("--package") else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 import policyd
+from policyd import checks
+from policyd.config import doubts, load
 from tests.test_rings import MODULES, imports_of
 
 ROOT = Path(__file__).parent.parent
@@ -118,3 +120,69 @@ def test_the_version_is_told_once() -> None:
     """The package and its metadata cannot disagree, and the number is one that pip can compare."""
     assert PROJECT["project"]["dynamic"] == ["version"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", policyd.__version__)
+
+
+def test_the_packages_version_is_this_one() -> None:
+    """The newest entry of the Debian changelog is about the version that is built."""
+    first = (ROOT / "packaging/debian/changelog").read_text(encoding="utf-8").split("\n", 1)[0]
+    assert first.startswith(f"policyd ({policyd.__version__}) ")
+
+
+def test_the_package_asks_for_every_requirement() -> None:
+    """Debian's pyspf has no metadata, so dh_python3 finds all requirements but that: it, and the versions with security fixes,
+    are named by hand."""
+    control = (ROOT / "packaging/debian/control").read_text(encoding="utf-8")
+    depends = control.split("\nDepends:", 1)[1].split("\nRecommends:", 1)[0]
+    for needed in (
+        "python3-spf",
+        "python3-twisted (>= 22.4.0-4+deb12u1)",
+        "python3-dnspython (>= 2.3.0-1+deb12u1)",
+        "${python3:Depends}",
+    ):
+        assert f" {needed}" in depends
+
+
+def test_the_shipped_configuration_hurts_nobody() -> None:
+    """It loads, nothing in it is doubtful, and all that could refuse or suspend is in shadow, but bans and what spares."""
+    config = load(str(ROOT / "packaging/policyd.toml"), checks.options_of)
+    assert doubts(config) == []
+    assert {check.use for check in config.checks if check.mode == "enforce"} == {"allow", "bans"}
+    assert {check.use for check in config.checks if check.mode == "shadow"} >= {"quota", "dnsbl", "spf"}
+    assert {detect.section.mode for detect in config.detects} == {"shadow"}
+    assert [listener.address for listener in config.server.listen] == [
+        "unix:/var/spool/postfix/policyd/policy.sock"
+    ]
+
+
+def test_each_manual_page_is_in_the_package() -> None:
+    """A new page in man/ is installed, and so is each unit, whose name dh must be told."""
+    pages = (ROOT / "packaging/debian/manpages").read_text(encoding="utf-8").split()
+    assert {f"debian/man/{page.stem}" for page in (ROOT / "man").glob("*.scd")} == set(pages)
+    rules = (ROOT / "packaging/debian/rules").read_text(encoding="utf-8")
+    for unit in (ROOT / "packaging/systemd").iterdir():
+        assert "@" in unit.name or f" {unit.name}" in rules
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_the_shells_complete_commands(shell: str) -> None:
+    """The script that the package installs is made by the program itself, and what it then asks is answered without loading what
+    only commands need."""
+
+    def asked(instruction: str, **words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "policyd.cli"],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "_POLICYCTL_COMPLETE": f"{shell}_{instruction}",
+                **words,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert not re.search(r"\| +(twisted|dns|sqlite_utils)\b", done.stderr)
+        return done.stdout
+
+    assert f"_POLICYCTL_COMPLETE={shell}_complete" in asked("source")
+    assert "unban" in re.split(r"[,\s]", asked("complete", COMP_WORDS="policyctl unb", COMP_CWORD="1"))

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Install the Debian packages that the tests or the benchmark need; say which are missing when not root.
-# Usage: install-test-packages.sh test|docs|bench
+# Usage: install-test-packages.sh test|deb|docs|bench
 set -eu
 
 fail() {
@@ -14,15 +14,20 @@ programs="postfix dovecot-core libfaketime sqlite3 openssl scdoc unbound nsd rbl
 python="python3 python3-twisted python3-dnspython python3-spf sqlite-utils python3-click python3-idna python3-uvloop
     python3-pytest python3-pytest-twisted python3-hypothesis python3-yaml python3-setuptools python3-venv"
 
+# To build and look at the Debian package, and machines to install it on.
+package="build-essential debhelper dh-python pybuild-plugin-pyproject python3-all bash-completion lintian git
+    mmdebstrap systemd systemd-container debian-archive-keyring"
+
 case ${1-} in
 test) wanted="$programs $python" ;;
+deb) wanted="$package $python scdoc" ;;
 docs)
     # Nothing but the compiler of the manual pages, wherever it is from.
     ! command -v scdoc >/dev/null || exit 0
     wanted=scdoc
     ;;
 bench) wanted="policyd-rate-limit postfwd" ;;
-*) fail "usage: install-test-packages.sh test|docs|bench" ;;
+*) fail "usage: install-test-packages.sh test|deb|docs|bench" ;;
 esac
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then

@@ -313,6 +313,10 @@ def test_a_held_socket_whose_file_is_gone_is_opened_anew(tmp_path: Path) -> None
             policyd.wait_told("socket-back: ")
             with Asker(f"unix:{path}") as asker:
                 assert asker.ask() == "DUNNO"
+        # Removed by policyd as its own; the next one finds none, and makes one.
+        assert not path.exists()
+        with policyd, Asker(f"unix:{path}") as asker:
+            assert asker.ask() == "DUNNO"
 
 
 def test_a_socket_that_systemd_did_not_hand_over(tmp_path: Path) -> None:
