@@ -10,7 +10,7 @@ import pytest
 from tests.package.machine import ROOT
 
 #: What is upgraded from: a commit whose policyd had these units already. With the first release it becomes the last release.
-PREVIOUS = "fff360e0f5054e89e91e84689c95a911e62a1039"
+PREVIOUS = "535a7b87042b7d0f98d16373a6089434a7b9feb6"
 
 
 def build(target: Path, *arguments: str) -> Path:
