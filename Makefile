@@ -44,7 +44,7 @@ test-debian: test-packages
 
 test-package: test-packages $(STAMP)
 	@tools/install-test-packages.sh deb
-	$(VENV)/bin/python -m pytest --no-skips --package $(PYTEST_ARGS) tests/package
+	$(VENV)/bin/python -m pytest --no-skips --package -rP -o faulthandler_timeout=1200 $(PYTEST_ARGS) tests/package
 
 deb:
 	@tools/build-deb.sh var/deb
