@@ -21,6 +21,7 @@ from tests.dns.server import DnsServer
 from tests.system.daemon import ROOT, Policyd, free_port
 from tests.system.postfix import SOCKET, Postfix, queue_id, stock_master_cf
 from tests.system.test_clock import WallClock
+from tests.system.waiting import wait_for
 
 POLICY = """
 [site]
@@ -294,6 +295,8 @@ def long_wal(site: Site) -> Iterator[dict[str, Any]]:
         yield {}
     finally:
         reader.communicate(b"")
+    # Once nobody reads the daemon gives the room back.
+    wait_for(lambda: wal.stat().st_size < 256 * 1024 * 1024, lambda: str(wal.stat()))
 
 
 @contextmanager
