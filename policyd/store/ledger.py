@@ -188,8 +188,8 @@ class Ledger:
         #: Rows of a partition at the most.
         self.partition_rows = partitions.FULL
         self._readable = True
-        #: Whether a batch is decided with what is in memory; ``None`` once that is not enough.
-        self._staging: bool | None = False
+        #: What becomes of the batch that is decided with what is in memory; ``None``: none is.
+        self._staging: Stage | None = None
         self._ref_seq = 0
         self._last_id = 0
         self._load()
@@ -314,17 +314,18 @@ class Ledger:
 
         Touches no database.
         """
-        if any(self._unread(operations)):
+        if self.instances.unread(operation.request for operation in operations):
             return Stage.UNREAD
         if not staged.operations:
             staged.generation = self.steering.generation
-        self._staging = True
+        # What is missing nearly never is; so it is not looked for before, but noticed when settle asks for it.
+        self._staging = Stage.STAGED
         batch = self.decide(operations)
-        known, self._staging = self._staging, False
+        became, self._staging = self._staging, None
         try:
-            if not known:
+            if became is not Stage.STAGED:
                 self._undo(batch)
-                return Stage.ALONE
+                return became
             rows, counters = self._prepare(batch.decisions, self._dirty)
         except BaseException:
             self._undo(batch)
@@ -575,13 +576,16 @@ class Ledger:
 
     # --- what settle asks (policyd.settle.State) ---------------------------------------------------------------------
 
+    def _missing(self) -> None:
+        """Something has to be read first: what is decided now will not stand."""
+        self._staging = Stage.UNREAD
+
     def counter(self, key: CounterKey) -> Counter:
         """See :class:`policyd.settle.State`."""
         counter = self._counters.get(key)
         if counter is None:
-            if self._staging is not False:
-                # What counts nobody foresaw, and it has to be read: what is decided now will not stand.
-                self._staging = None
+            if self._staging is not None:
+                self._missing()
                 return Counter()
             if self._readable:
                 self._read_counters((key,))
@@ -605,6 +609,8 @@ class Ledger:
 
     def remembered(self, keys: Iterable[MemoryKey], now: int) -> Mapping[MemoryKey, Memory]:
         """See :class:`policyd.settle.State`."""
+        if self._staging is not None and self.memories.unread(keys):
+            self._missing()
         return self.memories.known(keys, now)
 
     def remember(self, key: MemoryKey, fact: Memory) -> None:
@@ -618,14 +624,23 @@ class Ledger:
 
     def account(self, user: str) -> Account:
         """See :class:`policyd.settle.State`."""
-        return self.accounts.get(user)
+        account = self.accounts.held(user)
+        if account is None:
+            if self._staging is not None:
+                self._missing()
+            return Account(user)
+        return account
 
     def change(self, user: str) -> Account:
         """See :class:`policyd.settle.State`."""
+        if self._staging is not None and not self.accounts.knows(user):
+            self._missing()
         return self.accounts.change(user)
 
     def strangers(self, user: str, recipients: Sequence[str]) -> list[str]:
         """See :class:`policyd.settle.State`."""
+        if self._staging is not None and self.accounts.unread(user, recipients):
+            self._missing()
         return self.accounts.strangers(user, recipients)
 
     def meet(self, user: str, recipients: Sequence[str], day: int) -> None:
@@ -634,9 +649,10 @@ class Ledger:
 
     def suspend(self, row: Suspension) -> None:
         """See :class:`policyd.settle.State`."""
-        if self._staging is not False:
+        if self._staging is not None:
             # It changes the steering data, which is done in a transaction of its own.
-            self._staging = None
+            if self._staging is Stage.STAGED:
+                self._staging = Stage.ALONE
             return
         self.steering.put("suspension", row)
         self._notes.suspensions.append(row)
