@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from policyd.alert import Alert
+from policyd.alerts.payload import encoded
 from policyd.cli import postfix_queue
 from policyd.cli.postfix_queue import Queue, _logins, _message
 from policyd.errors import UserError
@@ -174,6 +176,17 @@ def test_what_is_no_alert(place: Place, mails: Mails, text: str) -> None:
     assert result.exit_code == 1
     assert "no alert" in result.output
     assert mails.did == []
+
+
+def test_the_alert_that_policyd_really_sends(place: Place, mails: Mails) -> None:
+    """The JSON of the alerts' own code, one of a suspension and one of several at once, holds those who were suspended."""
+    alone = Alert("a1", "exec", "suspend", ALICE, False, {"reason": "x"}, 1, 1, 1)
+    events = [{"subject": "bob@example.org", "resolved": False, "facts": {}, "wall_at": 1}]
+    several = Alert("a2", "exec", "suspend", "", False, {"events": events, "left_out": 0}, 2, 1, 1)
+    for alert in (alone, several):
+        result = place.run("queue", "-", "--hold", "--yes", "--quiet", stdin=encoded(alert, "mx.example.org"))
+        assert (result.exit_code, result.output) == (0, "")
+    assert mails.did == [f"-h {MINE}", f"-h {BOBS}"]
 
 
 def test_decisions_say_whose_it_is_where_the_file_does_not(place: Place, mails: Mails) -> None:
