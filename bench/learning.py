@@ -75,8 +75,8 @@ class _Asking(threading.Thread):
                     self.wrong[verb] = self.wrong.get(verb, 0) + times
 
 
-def _learn(server: Server, directory: Path, log: Path) -> tuple[float, float, dict[str, Any], _Asking]:
-    """Seconds, memory in MB, what was printed, and what was asked meanwhile.
+def _learn(server: Server, directory: Path, log: Path) -> tuple[float, float, float, dict[str, Any], _Asking]:
+    """Seconds, processor time of that in s, memory in MB, what was printed, and what was asked meanwhile.
 
     :raises Trouble: it failed.
     """
@@ -91,7 +91,12 @@ def _learn(server: Server, directory: Path, log: Path) -> tuple[float, float, di
             stdout=output,
             stderr=errors,
         )
-        _, status, usage = os.wait4(process.pid, 0)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            asking.enough.set()
+            raise
     took = time.monotonic() - began
     process.returncode = os.waitstatus_to_exitcode(status)
     asking.enough.set()
@@ -102,7 +107,14 @@ def _learn(server: Server, directory: Path, log: Path) -> tuple[float, float, di
         )
     if asking.wrong:
         raise Trouble(f"policyd answered {asking.wrong} meanwhile")
-    return took, usage.ru_maxrss * 1024 / 1e6, json.loads((directory / "learned.json").read_text()), asking
+    processor = usage.ru_utime + usage.ru_stime
+    return (
+        took,
+        processor,
+        usage.ru_maxrss * 1024 / 1e6,
+        json.loads((directory / "learned.json").read_text()),
+        asking,
+    )
 
 
 def learn(scale: Scale, work: Path, say: Say) -> None:
@@ -112,9 +124,9 @@ def learn(scale: Scale, work: Path, say: Say) -> None:
     say(f"log: {truth.lines:,} lines, {log.stat().st_size / 1e6:,.0f} MB")
     with servers.policyd(directory, "policyd", CHECKS) as server:
         for time_of in ("first", "again"):
-            took, memory, told, asking = _learn(server, directory, log)
+            took, processor, memory, told, asking = _learn(server, directory, log)
             say(
-                f"{time_of}: {took:.0f} s (bar: {MOST_SECONDS}: {judged(took <= MOST_SECONDS)}), "
+                f"{time_of}: {took:.0f} s (bar: {MOST_SECONDS}: {judged(took <= MOST_SECONDS)}), {processor:.0f} s CPU, "
                 f"{truth.lines / took:,.0f} lines/s; "
                 f"memory {memory:.0f} MB (bar: {MOST_MEMORY} MB: {judged(memory <= MOST_MEMORY)})"
             )
