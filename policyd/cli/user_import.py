@@ -92,8 +92,9 @@ def import_users(session: Session, file: str, format_: str | None, yes: bool, te
         )
     with _opened(file) as source, tempfile.TemporaryFile("w+", encoding="utf-8") as spool:
         plan = _plan(session, source, name, format_ or _format_of(source, file), spool)
-        for line in plan.lines():
-            click.echo(line, err=session.json)
+        if not session.json or not (yes or terms.dry_run):
+            for line in plan.lines():
+                click.echo(line, err=session.json)
         if plan.total and not terms.dry_run:
             confirmed(f"Change {plan.total} account{'s' if plan.total > 1 else ''}?", yes)
             _apply(session, plan, spool, terms, name)
@@ -132,7 +133,12 @@ class Plan:
 
     def record(self) -> dict[str, Any]:
         """For programs."""
-        return {"new": self.new, "changed": self.changed, "unchanged": self.unchanged}
+        return {
+            "new": self.new,
+            "changed": self.changed,
+            "unchanged": self.unchanged,
+            "first": self.first,
+        }
 
     def take(self, wish: Wish, known: Brief | None, now: int) -> list[Any] | None:
         """What to write for one line: ``[user, is new, columns]``; ``None`` when it is so already."""
