@@ -285,7 +285,7 @@ def test_removing_keeps_what_is_the_admins(machine: Machine) -> None:
     machine.apt("remove", "policyd")
     assert state(machine) != "active"
     machine.sh(
-        "test -s /var/lib/policyd/policyd.db; test -s /etc/policyd/policyd.toml; test -e /var/log/policyd/decisions.log.1"
+        "test -s /var/lib/policyd/policyd.db; test -s /etc/policyd/policyd.toml; test -e /var/log/policyd/decisions.log"
     )
     machine.sh(f"test ! -e {SOCKET} -a ! -e /usr/bin/policyd")
     machine.sh("apt-get --yes install /root/policyd_0.1.0_all.deb")
