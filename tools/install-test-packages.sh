@@ -12,7 +12,8 @@ fail() {
 programs="postfix dovecot-core libfaketime sqlite3 openssl scdoc unbound nsd rbldnsd"
 # The second world: /usr/bin/python3 with nothing but these.
 python="python3 python3-twisted python3-dnspython python3-spf sqlite-utils python3-click python3-idna python3-uvloop
-    python3-pytest python3-pytest-twisted python3-hypothesis python3-yaml python3-setuptools python3-venv"
+    python3-pytest python3-pytest-twisted python3-hypothesis python3-yaml python3-setuptools python3-venv
+    python3-maxminddb"
 
 # To build and look at the Debian package, and machines to install it on.
 package="build-essential debhelper dh-python pybuild-plugin-pyproject python3-all bash-completion lintian git
