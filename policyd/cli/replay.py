@@ -22,9 +22,10 @@ from policyd.request import END_OF_MESSAGE, MX, RCPT, Request
 from policyd.settle import settle
 from policyd.steering import EVERY_CHECK, Milestone
 from policyd.store import admin, migrate
+from policyd.store.batch import Notes, Staged
 from policyd.store.clock import LedgerClock
 from policyd.store.gathered import Row
-from policyd.store.ledger import Ledger, Notes, Staged
+from policyd.store.ledger import Ledger
 from policyd.units import DAY
 from policyd.watch import Watch
 

@@ -14,23 +14,35 @@ that succeeds writes the backlog on top of what the table says then, so nothing 
 from __future__ import annotations
 
 import contextlib
-import enum
 import json
 import logging
 import secrets
 import sqlite3
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from policyd.accounts import Account
 from policyd.answer import Answer
 from policyd.decision import MEMORY, REFUSED, Decision, Earlier, Operation, Settled
 from policyd.opinion import CounterKey, Memory, MemoryKey, Proposal
-from policyd.request import END_OF_MESSAGE, RCPT, WRITTEN, Request
+from policyd.request import END_OF_MESSAGE, RCPT, Request
 from policyd.settle import counted, limits_of, recipients_of
 from policyd.steering import Steering, Suspension
 from policyd.store import partitions
 from policyd.store.accounts import Accounts, Layer, Pair
+from policyd.store.batch import (
+    REF_SPACE,
+    Batch,
+    Charge,
+    Notes,
+    NotWritten,
+    Stage,
+    Staged,
+    Unread,
+    bindable,
+    reference,
+    row_of,
+)
 from policyd.store.clock import LedgerClock, wall
 from policyd.store.instances import IDENTITY, Instances, earlier_of
 from policyd.store.memory import Facts, Memories
@@ -50,9 +62,6 @@ TOLD = 10_000
 #: Once a request's account is read, its limits and recipients are known, and then what they need.
 MOST_READS = 4
 
-_REF_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32: no I, L, O, U
-_REF_SPACE = 32**5
-
 
 class Settle(Protocol):
     """:func:`policyd.settle.settle`, handed in by the assembly."""
@@ -67,95 +76,6 @@ class Settle(Protocol):
         forced: Answer | None = None,
         previous: Earlier | None = None,
     ) -> Settled: ...
-
-
-class Charge(NamedTuple):
-    """One step of counting, so that it can be done again on another copy of the counter."""
-
-    key: CounterKey
-    widths: tuple[int, ...]
-    amount: int
-    at: int
-
-
-class Notes:
-    """Rows that are only added: suspensions, events, history."""
-
-    __slots__ = ("events", "history", "suspensions")
-
-    def __init__(self) -> None:
-        self.suspensions: list[Suspension] = []
-        self.events: list[tuple[Any, ...]] = []
-        self.history: list[tuple[Any, ...]] = []
-
-    def __bool__(self) -> bool:
-        return bool(self.events or self.history or self.suspensions)
-
-    def take(self, other: Notes) -> None:
-        """Add what ``other`` has."""
-        self.suspensions += other.suspensions
-        self.events += other.events
-        self.history += other.history
-
-
-class Batch(NamedTuple):
-    """What a batch of operations came to: a decision each (``None``: it failed), what was counted and is remembered."""
-
-    decisions: list[Decision | None]
-    charges: list[Charge]
-    facts: Facts
-    accounts: Layer
-    notes: Notes
-
-
-class Unread(NamedTuple):
-    """What the database has to be asked about before something can be decided."""
-
-    counters: set[CounterKey]
-    instances: list[str]
-    facts: set[MemoryKey]
-    accounts: set[str]
-    pairs: set[Pair]
-
-
-class Stage(enum.Enum):
-    """What became of operations that were to be staged."""
-
-    STAGED = enum.auto()
-    #: Something has to be read first.
-    UNREAD = enum.auto()
-    #: They need a transaction of their own.
-    ALONE = enum.auto()
-
-
-class Staged:
-    """What is decided and not yet written; grows until it is its turn."""
-
-    __slots__ = ("batch", "counters", "generation", "operations", "rows")
-
-    def __init__(self) -> None:
-        #: Of the steering data that it was decided with.
-        self.generation = 0
-        self.operations: list[Operation] = []
-        self.batch = Batch([], [], {}, Layer(), Notes())
-        self.rows: list[tuple[str | int | None, ...]] = []
-        #: The row of each counter that changed, by its key.
-        self.counters: dict[tuple[str, ...], tuple[Any, ...]] = {}
-
-
-def reference(sequence: int) -> str:
-    """The reference with this number: five characters, not in a row, unique for the first 33 million."""
-    turn, number = divmod(sequence, _REF_SPACE)
-    # An odd multiplier permutes the numbers below 2^25.
-    number = (number * 0x13C6EF3 + 0x155_5555) % _REF_SPACE
-    digits = []
-    for _ in range(5):
-        number, digit = divmod(number, 32)
-        digits.append(_REF_DIGITS[digit])
-    while turn:
-        turn, digit = divmod(turn, 32)
-        digits.append(_REF_DIGITS[digit])
-    return "".join(reversed(digits))
 
 
 class Ledger:
@@ -201,7 +121,7 @@ class Ledger:
         # Numbers that were given out in memory are not given out again.
         if row is None and not self._ref_seq:
             # A new database begins anywhere: a reference in an old bounce must not find a decision of this one.
-            self._ref_seq = secrets.randbelow(_REF_SPACE)
+            self._ref_seq = secrets.randbelow(REF_SPACE)
         self._ref_seq, self._last_id = (
             max(self._ref_seq, row[0] if row else 0),
             max(self._last_id, row[1] if row else 0),
@@ -449,8 +369,8 @@ class Ledger:
 
     def keep(self, batch: Batch) -> None:
         """Put a decided batch into the backlog."""
-        self.backlog.decisions.extend(d for d in batch.decisions if d is not None and _bindable(_row(d)))
-        self.backlog.charges.extend(charge for charge in batch.charges if _bindable(charge.key))
+        self.backlog.decisions.extend(d for d in batch.decisions if d is not None and bindable(row_of(d)))
+        self.backlog.charges.extend(charge for charge in batch.charges if bindable(charge.key))
         self._dirty.clear()
         self.memories.keep(batch.facts)
         self.accounts.keep(batch.accounts)
@@ -782,7 +702,7 @@ class Ledger:
         for key in sorted(dirty):
             counter = self._counters[key]
             counters.append((*key, counter.pack(), counter.expires(now)))
-        return [_row(decision) for decision in decisions if decision is not None], counters
+        return [row_of(decision) for decision in decisions if decision is not None], counters
 
     def _write(
         self,
@@ -832,36 +752,3 @@ class Ledger:
             "INSERT OR REPLACE INTO ledger_state VALUES (1, ?, ?, ?, ?, ?, ?)",
             (*self.clock.base(self.clock.now()), self._ref_seq, self._last_id),
         )
-
-
-class NotWritten(Exception):
-    """A batch was decided, and could not be committed."""
-
-    def __init__(self, batch: Batch) -> None:
-        super().__init__("not committed")
-        self.batch = batch
-
-
-def _row(decision: Decision) -> tuple[str | int | None, ...]:
-    """The columns of schema/decision.sql."""
-    identifier, at, wall_at, request, settled, policy, micros = decision
-    answer = settled.answer
-    return (
-        (identifier, at, wall_at)
-        + request[:WRITTEN]
-        + (answer.verb if not answer.text else str(answer),)
-        + settled[1:8]
-        + (policy, micros, settled.mark)
-    )
-
-
-def _bindable(values: Iterable[object]) -> bool:
-    """Whether SQLite can take the values; it always should, and one that it cannot must not hold up all others."""
-    try:
-        for value in values:
-            if isinstance(value, str):
-                value.encode()
-    except UnicodeEncodeError as error:
-        log.error("a decision cannot be written and is left out: %s", error)
-        return False
-    return True

@@ -23,8 +23,9 @@ from typing import Any, TypeVar
 from policyd.decision import Decision, Operation
 from policyd.errors import StoreError
 from policyd.steering import Steering
+from policyd.store.batch import Stage, Staged
 from policyd.store.clock import LedgerClock
-from policyd.store.ledger import Settle, Stage, Staged
+from policyd.store.ledger import Settle
 from policyd.store.sturdy import UPKEEP, Handed, SturdyLedger
 from policyd.store.upkeep import Keep
 

@@ -26,8 +26,8 @@ from policyd.store import instances as instances_module
 from policyd.store import ledger as ledger_module
 from policyd.store import sturdy as sturdy_module
 from policyd.store import writer as writer_module
+from policyd.store.batch import Staged, reference
 from policyd.store.connect import open_for_admin
-from policyd.store.ledger import Staged, reference
 from tests.fakes import (
     PATIENCE,
     Disk,
