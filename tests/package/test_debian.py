@@ -4,6 +4,7 @@ removed, purged. On Debian 12 and on the one after it."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -20,8 +21,11 @@ SOCKET = "/var/spool/postfix/policyd/policy.sock"
 #: The account of mail that comes from the machine itself.
 LOCAL = "client:127.0.0.1"
 PACE = 50
-#: Restarts, reloads and rotations on each release.
-ROUNDS = {"bookworm": 100, "trixie": 20}
+#: Restarts, reloads and rotations on each release; ``POLICYD_ROUNDS=100`` is the whole of it.
+ROUNDS = {
+    release: int(os.environ.get("POLICYD_ROUNDS", "0")) or rounds
+    for release, rounds in (("bookworm", 25), ("trixie", 10))
+}
 #: What an admin has Postfix do here: take mail for everybody, and drop it.
 POSTFIX = """
 postconf -e inet_interfaces=loopback-only inet_protocols=ipv4 default_transport=discard: local_transport=discard: \
