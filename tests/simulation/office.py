@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import heapq
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from policyd.accounts import LEARNED, LOGS_LEARNED
+from policyd.accounts import COLUMNS, Account, digest
 from policyd.config import Config
 from policyd.decision import Earlier, Settled
 from policyd.request import Request
 from policyd.service import build_engine
 from policyd.steering import Milestone
-from policyd.units import DAY, HOUR, MINUTE
+from policyd.units import HOUR, MINUTE
 from tests.fakes import FakeLedger
 from tests.simulation.month import Mail
 
@@ -40,6 +43,8 @@ class MailServer(FakeLedger):
         self._mail: list[Earlier] = []
         self._number = 0
         self.outcomes: dict[str, Outcome] = {}
+        #: Accounts and digests of recipients that they have written to.
+        self.pairs: set[tuple[str, int]] = set()
 
     def earlier(self, request: Request) -> Earlier | None:
         return None
@@ -116,27 +121,18 @@ class MailServer(FakeLedger):
             if not mail.theft:
                 outcome.refused.append(f"{settled.by}: {settled.reason}")
 
-    def learns(self, mails: Sequence[Mail]) -> None:
-        """What ``policyctl learn`` takes from the logs of these: accounts, whom each wrote to, its busiest hours."""
-        hours: dict[tuple[str, int], int] = {}
-        for mail in mails:
-            account = self.change(mail.user)
-            account.first_at = account.first_at or mail.at
-            account.last_at = mail.at
-            account.tier, account.tier_by, account.tier_since = (
-                self.config.tiers.learned,
-                LEARNED,
-                account.first_at,
-            )
-            self.meet(mail.user, mail.recipients, mail.at // DAY)
-            for part in (0, 1):
-                slot = (mail.user, 2 * (mail.at // HOUR) + part)
-                hours[slot] = hours.get(slot, 0) + len(mail.recipients)
-        for (user, slot), amount in sorted(hours.items()):
-            day = slot // 2 // 24
-            account, kept = self.change(user), f"recipients/{HOUR}"
-            peaks = account.past.get(kept, ())
-            before = peaks[-1][1] if peaks and peaks[-1][0] == day else 0
-            rest = peaks[:-1] if before else peaks
-            account.past = {**account.past, kept: (*rest, (day, max(before, amount)))}
-        self.steering.put("milestone", Milestone(LOGS_LEARNED, "", "simulation", 1, 0))
+    def knows(self, database: Path) -> None:
+        """Begin with what ``policyctl learn`` has put into a database: accounts, and whom each has written to."""
+        with closing(sqlite3.connect(database)) as connection:
+            for row in connection.execute(f"SELECT {', '.join(COLUMNS)} FROM account"):
+                account = Account.of_row(row)
+                self.accounts[account.user] = account
+            self.pairs = set(connection.execute("SELECT user, recipient FROM correspondent"))
+            for row in connection.execute("SELECT * FROM milestone"):
+                self.steering.put("milestone", Milestone(*row))
+
+    def strangers(self, user: str, recipients: Sequence[str]) -> list[str]:
+        return [recipient for recipient in recipients if (user, digest(recipient)) not in self.pairs]
+
+    def meet(self, user: str, recipients: Sequence[str], day: int) -> None:
+        self.pairs.update((user, digest(recipient)) for recipient in recipients)

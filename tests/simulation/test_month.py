@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,10 @@ import pytest
 import policyd
 from policyd import checks
 from policyd.config import Config, load
-from tests.simulation.month import KINDS, START, WEEK, Month
+from policyd.service import build_engine
+from tests.fakes import Store
+from tests.simulation.logs import lines
+from tests.simulation.month import KINDS, START, WEEK, Mail, Month
 from tests.simulation.office import MailServer
 
 pytestmark = pytest.mark.system
@@ -24,19 +30,38 @@ LOUD = KINDS[:3]
 def shipped(directory: Path, bulk: list[str]) -> Config:
     """The shipped configuration, with the site's newsletters and invoice runs in the tier that is made for them."""
     text = SHIPPED.read_text(encoding="utf-8")
-    members = 'members = ["news@example.org"]'
-    assert members in text
+    for shipped_, here in (
+        ('members = ["news@example.org"]', f"members = {json.dumps(bulk)}"),
+        ('url = "sqlite:var/policyd.db"', f'url = "sqlite://{directory}/policyd.db"'),
+    ):
+        assert shipped_ in text
+        text = text.replace(shipped_, here)
     path = directory / "policyd.toml"
-    path.write_text(text.replace(members, f"members = {json.dumps(bulk)}"), encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     return load(path, checks.options_of)
 
 
+def learn(config: Config, mails: Sequence[Mail], log: Path) -> None:
+    """``policyctl learn`` on the log of these mails."""
+    log.write_text("".join(f"{line}\n" for line in lines(mails)), encoding="ascii")
+    with Store(Path(config.store.path), build_engine(config)):
+        pass
+    command = [sys.executable, "-m", "policyd.cli", "--config", config.path, "learn", str(log), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["messages"] == len(mails), said
+
+
 def test_thieves_are_stopped_and_their_owners_are_not(tmp_path: Path) -> None:
-    """The first week is learned, then all of the policy holds. ``POLICYD_SEED`` names another month."""
+    """The first week is learned from its log, then all of the policy holds. ``POLICYD_SEED`` names another month."""
     month = Month(int(os.environ.get("POLICYD_SEED", "1")))
     mails = month.mails()
-    server = MailServer(shipped(tmp_path, month.bulk))
-    server.learns([mail for mail in mails if mail.at < START + WEEK])
+    config = shipped(tmp_path, month.bulk)
+    learn(config, [mail for mail in mails if mail.at < START + WEEK], tmp_path / "mail.log")
+    server = MailServer(config)
+    server.knows(Path(config.store.path))
+    assert len(server.accounts) > 900
     server.runs([mail for mail in mails if mail.at >= START + WEEK])
 
     outcomes = server.outcomes
