@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from policyd.accounts import LOGS_LEARNED
+from policyd.accounts import LOGS_LEARNED, digest
 from policyd.checks import Context
 from policyd.checks.quota import Check, Options
 from policyd.decision import Settled
@@ -24,8 +25,9 @@ from policyd.store.connect import open_for_admin
 from policyd.suspending import Suspending
 from policyd.tiers import Tier, Tiers
 from policyd.units import DAY, HOUR, parse_limit
-from policyd.watch import Watch
-from tests.fakes import SITE, Disk, Store, ask, ban_rule, end_of, locked, rcpt, rule
+from policyd.watch import DELIVERIES, FAILURES, Watch
+from policyd.window import Counter, slot_width
+from tests.fakes import SITE, Disk, Store, ask, ban_rule, end_of, locked, quota_rule, rcpt, rule
 from tests.store.faulty import Faulty
 from tests.test_watch import TIERS, detect, networks
 
@@ -205,3 +207,80 @@ def test_recipients_are_forgotten_after_400_days(place: Path) -> None:
         accounts = accounts_module.Accounts()
         assert not accounts.sweep(connection, today * DAY + HOUR)
         assert connection.execute("SELECT recipient FROM correspondent WHERE user = 'x'").fetchall() == [(2,)]
+
+
+def test_a_tier_that_was_never_read_is_read_before_it_is_decided_by(place: Path) -> None:
+    """A mail without an instance of an account that is not in memory waits for the table, whatever else is known."""
+    tiers = Tiers("new", {"new": Tier("new", (parse_limit("1 messages per 1h"),)), "big": Tier("big", ())})
+    quota = rule("quota", Check(Options(), Context("quota", "any", SITE, tiers)))
+    engine = Engine([ban_rule(), quota])
+    with Store(place, engine) as store:
+        store.settled(ask(sasl_username="bert", instance=""))
+        with open_for_admin(str(place)) as connection, admin.change(connection, "root") as change:
+            change.connection.execute(
+                "INSERT INTO account VALUES (?, 'big', 'hand', 1, 0, 0, 0, 0, 0, '[]', '', '{}', '{}')",
+                (ALICE,),
+            )
+        assert [store.settled(ask(instance="")).verdict for _ in range(3)] == ["pass"] * 3
+        assert store.settled(ask(sasl_username="bert", instance="")).verdict == "refuse"
+
+
+def test_a_stranger_that_was_never_read_is_read_before_it_counts(place: Path) -> None:
+    """The account is in memory, the recipient is not: it is looked up, not taken for new."""
+    with Store(place, chain("more than 1 new recipients per user in 1d")) as store:
+        learned(place)
+        store.settled(end_of("", 1, "a@example.net"))
+        with open_for_admin(str(place)) as connection:
+            connection.execute(
+                "INSERT INTO correspondent VALUES (?, ?, 20000)", (ALICE, digest("b@example.net"))
+            )
+        assert store.settled(end_of("", 1, "b@example.net")).verdict == "pass"
+        assert store.settled(end_of("", 1, "c@example.net")).verdict == "refuse"
+
+
+def test_a_suspension_that_cannot_be_written_with_its_batch_is_decided_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect in writing takes it back in memory; each operation is then run alone, and it holds once."""
+    once = iter([True])
+    write = ledger_module.Ledger._write_notes
+
+    def broken(self: ledger_module.Ledger, notes: Any) -> None:
+        if notes.suspensions and next(once, False):
+            raise sqlite3.ProgrammingError("a defect")
+        write(self, notes)
+
+    monkeypatch.setattr(ledger_module.Ledger, "_write_notes", broken)
+    with Store(place, chain("more than 1 client networks per user in 10m")) as store:
+        found = decided(store, *[ask(client_address=client) for client in networks(4)])
+        assert [settled.verdict for settled in found].count("pass") == 1
+        assert store.settled(ask()).by == "bans"
+    assert len(Disk(place).query("SELECT * FROM suspension")) == 1
+    assert len(Disk(place).query("SELECT * FROM event WHERE kind = 'suspend'")) == 1
+
+
+def test_what_is_told_once_is_told_again_only_after_its_time(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit that stays used up makes one event, however many accounts do so."""
+    monkeypatch.setattr(ledger_module, "TOLD", 2)
+    with Store(place, Engine([ban_rule(), quota_rule("1 messages per 1h")])) as store:
+        for user in ("a", "b", "c"):
+            decided(store, *[ask(sasl_username=user) for _ in range(4)])
+    rows = Disk(place).query("SELECT subject, count(*) FROM event WHERE kind = 'quota-100%' GROUP BY subject")
+    assert sorted(rows) == [(f"{user}@example.org", 1) for user in ("a", "b", "c")]
+
+
+def test_delivery_results_that_were_fed_are_read_with_the_account(place: Path) -> None:
+    """What another program has counted in the table is seen by the first mail."""
+    with Store(place, chain("more than 30% failed of at least 20 deliveries per user in 1h")) as store:
+        with open_for_admin(str(place)) as connection:
+            now = store.writer.clock.now()
+            for unit, amount in ((DELIVERIES, 20), (FAILURES, 7)):
+                counter = Counter()
+                counter.charge((slot_width(HOUR),), amount, now)
+                row = ("user", ALICE, unit, counter.pack(), counter.expires(now))
+                connection.execute("INSERT INTO counter VALUES (?, ?, ?, ?, ?)", row)
+        assert store.settled(ask(sasl_username="bert")).verdict == "pass"
+        settled = store.settled(ask())
+        assert settled.reason == "suspended: 7 of 20 deliveries failed in 1h"
