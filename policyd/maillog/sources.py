@@ -8,6 +8,7 @@ import gzip
 import json
 import lzma
 import os
+import re
 import subprocess
 import sys
 import time
@@ -44,6 +45,10 @@ class Log(NamedTuple):
     begins: int
 
 
+#: The number or the date with which logrotate marks a file.
+_ROTATED = re.compile(r"(?:\.([0-9]{1,6})|-([0-9]{8,14}))(?:\.[a-z0-9]{1,4})?$", re.ASCII)
+
+
 def in_order(paths: list[str]) -> list[Log]:
     """The files, each once, the one that begins first in front.
 
@@ -59,7 +64,17 @@ def in_order(paths: list[str]) -> list[Log]:
         log = Log(path, status.st_size, _ends(status.st_mtime), 0)
         if status.st_size:
             logs.append(log._replace(begins=_begins(log)))
-    return sorted(logs, key=lambda log: log.begins)
+    # Within a second, which is all that many stamps tell, the later one was written last; else its name tells.
+    return sorted(logs, key=lambda log: (log.begins, log.ends, _turn(log.path)))
+
+
+def _turn(path: str) -> int:
+    """Where a rotated file stands among those of its name, the oldest lowest: mail.log-20261127, mail.log.2, .1, mail.log."""
+    match = _ROTATED.search(path)
+    if match is None:
+        return 0
+    number, date = match.groups()
+    return -int(number) if number else int(date) - 10**15
 
 
 def _ends(mtime: float) -> float:

@@ -171,3 +171,18 @@ def test_a_journal_that_cannot_be_read_is_said(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no journalctl"), sources.journal():
         pass
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("mail.log.2.gz", "mail.log.1", "mail.log"), ("mail.log-20261126", "mail.log-20261127", "mail.log")],
+)
+def test_files_of_one_second_come_in_the_order_of_their_rotation(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    """A mail whose lines two of them share is read in the order in which it went."""
+    for name in names:
+        (tmp_path / name).write_bytes(gzip.compress(LINE % 3) if name.endswith("gz") else LINE % 3)
+        os.utime(tmp_path / name, (1_795_000_000, 1_795_000_000))
+    given = [str(tmp_path / name) for name in (names[2], names[0], names[1])]
+    assert [Path(log.path).name for log in sources.in_order(given)] == list(names)
