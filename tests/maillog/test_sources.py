@@ -182,7 +182,7 @@ def test_files_of_one_second_come_in_the_order_of_their_rotation(
 ) -> None:
     """A mail whose lines two of them share is read in the order in which it went."""
     for name in names:
-        (tmp_path / name).write_bytes(gzip.compress(LINE % 3) if name.endswith("gz") else LINE % 3)
+        log(tmp_path / name, 3, gzip.compress if name.endswith("gz") else bytes)
         os.utime(tmp_path / name, (1_795_000_000, 1_795_000_000))
     given = [str(tmp_path / name) for name in (names[2], names[0], names[1])]
     assert [Path(log.path).name for log in sources.in_order(given)] == list(names)
