@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 from policyd.accounts import DAYS_KEPT, Account, Flow
 from policyd.sentence import Sentence
 from policyd.units import DAY, format_duration
 
+#: Makes a named tuple without the step of the interpreter that its own constructor is; for what each request makes.
+_new = tuple.__new__
 #: A multiple of what is usual is asked for only after so many days on which something was sent.
 DAYS_KNOWN = 7
 #: Parts of a window in which what is sent is added up.
@@ -43,8 +46,11 @@ def above_usual(
         flow = _next_part(account, name, sentence, now, slot)
     before, today = flow.earlier + flow.amount, now // DAY
     after = before + amount
-    account.flows = {**account.flows, name: Flow(slot, flow.earlier, flow.amount + amount, identifier)}
-    kept = f"{sentence.noun}/{sentence.window}"
+    account.flows = {
+        **account.flows,
+        name: _new(Flow, (slot, flow.earlier, flow.amount + amount, identifier)),
+    }
+    kept = _kept_as(sentence)
     peaks = account.past.get(kept, ())
     if not peaks or peaks[-1][0] != today:
         account.past = {**account.past, kept: (*peaks[-DAYS_KEPT + 1 :], (today, after))}
@@ -63,6 +69,12 @@ def above_usual(
         before <= line,
         f"{after} {sentence.noun} in {window}, more than {sentence.amount} times the usual {usual}",
     )
+
+
+@lru_cache(maxsize=64)
+def _kept_as(sentence: Sentence) -> str:
+    """The name of its busiest windows in ``past``."""
+    return f"{sentence.noun}/{sentence.window}"
 
 
 def _next_part(account: Account, name: str, sentence: Sentence, now: int, slot: int) -> Flow:

@@ -156,12 +156,13 @@ class Watch:
             d for d in every if d.detector is not None and d.detector.counts not in (ASKED, PASSED)
         ]
         #: They add up or compare, so that no request is like the one before for them.
-        self._sums = [d for d in every if d.detector is None]
+        self._usual = [d for d in every if d.sentence.kind == USUAL]
+        self._shares = [d for d in every if d.sentence.kind == SHARE]
         self._lists = any(d.sentence.noun == LISTED for d in every)
         self._promotes = any(tier.promote for tier in self.tiers.all.values())
         #: By direction, the stages without which it cannot do what it is for.
         self.needs: Mapping[str, frozenset[str]] = {}
-        if any(detect.mode != OFF for detect in (*self._sent, *self._sums)):
+        if any(detect.mode != OFF for detect in (*self._sent, *self._usual, *self._shares)):
             self.needs = {SUBMISSION: frozenset({RCPT, END_OF_MESSAGE})}
 
     def look(
@@ -207,14 +208,13 @@ class Watch:
             view = View(account, request, heard, outcome, by, recipients, asked, identifier)
             findings += self._weigh(todo, view, now, state)
         if ended:
-            for detect in self._sums:
-                if detect.sentence.kind == USUAL:
-                    amount = request.recipients if detect.sentence.noun == "recipients" else 1
-                    crossed, reason = above_usual(
-                        account, detect.name, detect.sentence, amount, now, identifier
-                    )
-                else:
-                    crossed, reason = _failing(account, detect, now, identifier, state)
+            for detect in self._usual:
+                amount = request.recipients if detect.sentence.noun == "recipients" else 1
+                crossed, reason = above_usual(account, detect.name, detect.sentence, amount, now, identifier)
+                if reason:
+                    findings.append(Finding(detect, crossed, reason))
+            for detect in self._shares:
+                crossed, reason = _failing(account, detect, now, identifier, state)
                 if reason:
                     findings.append(Finding(detect, crossed, reason))
         if findings:

@@ -132,12 +132,13 @@ class Accounts:
         """The account as the operations before left it, not to be changed; a new one when there is none."""
         return self._of(user) or Account(user)
 
-    def change(self, user: str) -> Account:
-        """The account to be changed: a copy that operations after this one see."""
-        fresh = self._fresh.accounts.get(user)
-        if fresh is None:
-            known = self._of(user)
-            fresh = self._fresh.accounts[user] = known.copy() if known is not None else Account(user)
+    def fresh(self, user: str) -> Account | None:
+        """The account as this batch changes it; ``None``: it does not yet."""
+        return self._fresh.accounts.get(user)
+
+    def change(self, user: str, known: Account | None) -> Account:
+        """The account to be changed: a copy of what is :meth:`held`, which operations after this one see."""
+        fresh = self._fresh.accounts[user] = known.copy() if known is not None else Account(user)
         return fresh
 
     def _of(self, user: str) -> Account | None:

@@ -553,9 +553,13 @@ class Ledger:
 
     def change(self, user: str) -> Account:
         """See :class:`policyd.settle.State`."""
-        if self._staging is not None and not self.accounts.knows(user):
-            self._missing()
-        return self.accounts.change(user)
+        fresh = self.accounts.fresh(user)
+        if fresh is None:
+            known = self.accounts.held(user)
+            if known is None and self._staging is not None:
+                self._missing()
+            fresh = self.accounts.change(user, known)
+        return fresh
 
     def strangers(self, user: str, recipients: Sequence[str]) -> list[str]:
         """See :class:`policyd.settle.State`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,7 +96,10 @@ class Place:
         """What it prints for programs; it must have worked."""
         result = self.run("--json", *words)
         assert result.exit_code == 0, (result.output, result.exception)
-        return json.loads(result.stdout)
+        # Behind what was remarked on: click 8.1 has both streams in one.
+        begins = re.search(r"^[\[{]", result.stdout, re.MULTILINE)
+        assert begins is not None, result.stdout
+        return json.loads(result.stdout[begins.start() :])
 
     def ask(self, sql: str, *values: object) -> list[Any]:
         """Rows of the database."""
