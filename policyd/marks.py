@@ -81,7 +81,9 @@ def _next_part(account: Account, name: str, sentence: Sentence, now: int, slot: 
     """Begin with the part ``slot`` of the window; what has left the window is forgotten."""
     oldest = (now - sentence.window + 1) // max(1, sentence.window // PARTS)
     marks = account.seen()
-    parts = {part: entry for part, entry in marks.get(name, {}).items() if int(part) >= oldest}
+    # What another sentence of this name has left is none of these, slots of a longer or shorter window among it.
+    slots = {str(part) for part in range(oldest, slot + 1)}
+    parts = {part: entry for part, entry in marks.get(name, {}).items() if part in slots}
     amount = parts[str(slot)][0] if str(slot) in parts else 0
     account.marks, account.urgent = {**marks, name: parts}, True
     account.flows = {each: flow for each, flow in account.flows.items() if each != name}

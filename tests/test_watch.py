@@ -15,7 +15,7 @@ from policyd.answer import make_answer
 from policyd.decision import Settled
 from policyd.detectors import Surroundings, load, names
 from policyd.engine import Engine, Rule
-from policyd.marks import note
+from policyd.marks import above_usual, note
 from policyd.match import NetworkSet, parse_network
 from policyd.opinion import CounterKey, Opinion
 from policyd.sentence import DISTINCT, Sentence, parse_sentence
@@ -291,6 +291,17 @@ def test_far_above_the_own_past() -> None:
     ((kind, user, facts),) = made.events
     assert (kind, user) == ("detect", ALICE)
     assert facts["reason"] == "20 recipients in 1h, more than 5 times the usual 3"
+
+
+@pytest.mark.parametrize("left", ["192.0.2.0/24", "", "\u00b2", "9" * 256, str(DAY)])
+def test_what_another_sentence_left_adds_nothing_up(left: str) -> None:
+    """A detector may change its kind or window under one name: what the old one noted neither crashes nor counts."""
+    account, now = Account(ALICE), 1000 * DAY
+    account.marks = {"d": {left: (100, 1)}}
+    account.past = {f"messages/{HOUR}": [(day, 1) for day in range(990, 1000)]}
+    sentence = parse_sentence("more than 5 times the usual messages per user in 1h, at least 20")
+    assert above_usual(account, "d", sentence, 1, now, 2) == (False, "")
+    assert account.past[f"messages/{HOUR}"][-1] == (1000, 1)
 
 
 def test_failed_deliveries() -> None:
