@@ -81,7 +81,7 @@ def accounts(scale: Scale, work: Path, say: Say) -> None:
 
 def fill(path: Path, users: int) -> None:
     """Accounts with marks and a past, and ten recipients each."""
-    marks = '{"d0":{"198.18.0.0/24":[1,1],"203.0.113.0/24":[2,2]},"d5":{"1234567890abcdef":[1,1]}}'
+    marks = '{"d0/client networks":{"198.18.0.0/24":[1,1],"203.0.113.0/24":[2,2]},"d5/new recipients":{"1234567890abcdef":[1,1]}}'
     past = f'{{"recipients/3600000":[{",".join(f"[{day},{day % 9}]" for day in range(30))}]}}'
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA synchronous = OFF")

@@ -205,16 +205,53 @@ class Account:
     @classmethod
     def of_row(cls, row: Iterable[Any]) -> Account:
         """Read what :meth:`row` wrote; :class:`ValueError` when it is something else."""
+        account, damaged = cls.as_readable(row)
+        if damaged:
+            raise ValueError(f"account {account.user!r}: {', '.join(damaged)}: damaged")
+        return account
+
+    @classmethod
+    def as_readable(cls, row: Iterable[Any]) -> tuple[Account, list[str]]:
+        """What can be read of what :meth:`row` wrote, and the columns that cannot: they begin anew."""
         user, tier, tier_by, *numbers, strikes, marks, past = row
         account = cls(user)
         account.tier, account.tier_by = tier, tier_by
         account.tier_since, account.probation_until, account.first_at = numbers[:3]
         account.last_at, account.messages, account.incident_at = numbers[3:]
         account.urgent = False
-        account.strikes = tuple(_read(user, strikes, list))
-        account.marks = _read(user, marks, dict)
-        account.past = _read(user, past, dict)
-        return account
+        damaged = []
+        for name, text, sound in (
+            ("strikes", strikes, _are_numbers),
+            ("marks", marks, _are_marks),
+            ("past", past, _are_days),
+        ):
+            try:
+                value = json.loads(text)
+            except (ValueError, TypeError, RecursionError):
+                value = None
+            if not sound(value):
+                damaged.append(name)
+            elif value:
+                setattr(account, name, tuple(value) if name == "strikes" else value)
+        return account, damaged
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(each) is int for each in value)
+
+
+def _are_marks(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(marks, dict) and all(_are_numbers(entry) and len(entry) == 2 for entry in marks.values())
+        for marks in value.values()
+    )
+
+
+def _are_days(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(days, list) and all(_are_numbers(entry) and len(entry) == 2 for entry in days)
+        for days in value.values()
+    )
 
 
 def _when(repeated: Repeated) -> int:
@@ -223,10 +260,3 @@ def _when(repeated: Repeated) -> int:
 
 def _without(marks: Mapping[str, Sequence[int]], values: Container[str]) -> dict[str, Sequence[int]]:
     return {value: entry for value, entry in marks.items() if value not in values}
-
-
-def _read(user: str, text: str, kind: type[Any]) -> Any:
-    value = json.loads(text)
-    if not isinstance(value, kind):
-        raise ValueError(f"the row of account {user!r} is damaged")
-    return value

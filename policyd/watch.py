@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from policyd.accounts import APPRENTICE, LEARNED, LOGS_LEARNED, MEMORY_BEGAN, PROMOTED, Account, Repeated
@@ -16,7 +17,7 @@ from policyd.detectors import ASKED, PASSED, Detector, Seen
 from policyd.marks import above_usual, note
 from policyd.opinion import OFF, SHADOW, CounterKey, Heard
 from policyd.request import END_OF_MESSAGE, RCPT, SUBMISSION, Request
-from policyd.sentence import SHARE, USUAL, Sentence
+from policyd.sentence import DISTINCT, SHARE, USUAL, Sentence
 from policyd.steering import EVERY_CHECK, Steering, Suspension
 from policyd.suspending import PROBATION, Suspending
 from policyd.tiers import Tiers
@@ -35,6 +36,11 @@ EVIDENCE = 20
 DELIVERIES, FAILURES = "deliveries", "failures"
 
 
+@lru_cache(maxsize=256)
+def _kept_as(name: str, kind: str, noun: str) -> str:
+    return f"{name}/{noun}" if kind == DISTINCT else f"{name}/{kind} {noun}"
+
+
 class Detect(NamedTuple):
     """One ``[[detect]]``."""
 
@@ -50,6 +56,11 @@ class Detect(NamedTuple):
     def volume(self) -> bool:
         """Whether it looks at how much is sent."""
         return self.detector.volume if self.detector is not None else self.sentence.kind == USUAL
+
+    @property
+    def kept(self) -> str:
+        """The name of its marks: one that counts something else from now on has seen nothing yet."""
+        return _kept_as(self.name, self.sentence.kind, self.sentence.noun)
 
     @property
     def remembers(self) -> bool:
@@ -158,6 +169,7 @@ class Watch:
         #: They add up or compare, so that no request is like the one before for them.
         self._usual = [d for d in every if d.sentence.kind == USUAL]
         self._shares = [d for d in every if d.sentence.kind == SHARE]
+        self._kept = frozenset(detect.kept for detect in every)
         self._lists = any(d.sentence.noun == LISTED for d in every)
         self._promotes = any(tier.promote for tier in self.tiers.all.values())
         #: By direction, the stages without which it cannot do what it is for.
@@ -188,16 +200,17 @@ class Watch:
         ended = outcome == PASSED and request.stage == END_OF_MESSAGE
         todo: list[Detect] = []
         familiar = False
-        asked = (request.client_address, request.sender_key, modes)
+        # Another policy looks for other marks: to it nothing has come before.
+        asked = (self, request.client_address, request.sender_key, modes)
         again = account.asked
         if again is not None and again.key == asked and not (account.over or listed):
             account.asked = _new(Repeated, (asked, again.values, now, identifier))
         else:
             todo += self._asked
         if ended:
-            again = account.sent
-            if again is not None and again.key == recipients and not account.over:
-                account.sent = _new(Repeated, (recipients, again.values, now, identifier))
+            again, sent = account.sent, (self, recipients)
+            if again is not None and again.key == sent and not account.over:
+                account.sent = _new(Repeated, (sent, again.values, now, identifier))
                 familiar = True
             else:
                 todo += self._sent
@@ -210,7 +223,7 @@ class Watch:
         if ended:
             for detect in self._usual:
                 amount = request.recipients if detect.sentence.noun == "recipients" else 1
-                crossed, reason = above_usual(account, detect.name, detect.sentence, amount, now, identifier)
+                crossed, reason = above_usual(account, detect.kept, detect.sentence, amount, now, identifier)
                 if reason:
                     findings.append(Finding(detect, crossed, reason))
             for detect in self._shares:
@@ -231,8 +244,8 @@ class Watch:
         if self.remembers and view.outcome == PASSED and request.stage == END_OF_MESSAGE:
             strangers = state.strangers(account.user, view.recipients)
         seen = Seen(request, view.heard, view.by, view.recipients, strangers)
-        # What repeated before is in them from here on.
-        account.marks = account.seen()
+        # What repeated before is in them from here on; what nobody looks for any more is not.
+        account.marks = {kept: marks for kept, marks in account.seen().items() if kept in self._kept}
         brought: dict[str, list[tuple[str, tuple[str, ...]]]] = {ASKED: [], PASSED: []}
         findings = []
         for detect in todo:
@@ -242,11 +255,11 @@ class Watch:
             values = tuple(detector.values(seen))
             if not values:
                 continue
-            marks, before = note(account.marks.get(detect.name, {}), values, sentence, now, view.identifier)
-            account.marks = {**account.marks, detect.name: marks}
+            marks, before = note(account.marks.get(detect.kept, {}), values, sentence, now, view.identifier)
+            account.marks = {**account.marks, detect.kept: marks}
             account.urgent = True
             if detector.counts in brought and not detector.remembers:
-                brought[detector.counts].append((detect.name, values[-sentence.amount - 1 :]))
+                brought[detector.counts].append((detect.kept, values[-sentence.amount - 1 :]))
             if len(marks) > sentence.amount:
                 window = format_duration(sentence.window)
                 reason = f"{len(marks)} {sentence.noun}, more than {sentence.amount} in {window}"
@@ -279,7 +292,7 @@ class Watch:
                 worst = self._suspension(detect, account, reason, now)
             elif crossed:
                 account.incident_at, account.urgent = now, True
-                marks = account.seen().get(detect.name, {})
+                marks = account.seen().get(detect.kept, {})
                 state.tell("detect", account.user, _facts(detect, reason, marks, request))
         return (worst or NOTHING)._replace(would=would)
 
@@ -298,7 +311,7 @@ class Watch:
         if both[0]:
             account.asked = Repeated(view.asked, tuple(brought[ASKED]), now, view.identifier)
         if both[1] and ended:
-            account.sent = Repeated(view.recipients, tuple(brought[PASSED]), now, view.identifier)
+            account.sent = Repeated((self, view.recipients), tuple(brought[PASSED]), now, view.identifier)
         account.over = over or (account.over and not (all(both) and ended))
 
     def suspended(self, found: Found, ref: str, request: Request, now: int, state: State) -> None:
@@ -310,7 +323,7 @@ class Watch:
         account.strikes = (*self.suspending.remembered(account.strikes, now), now)
         account.incident_at = now
         account.on_probation(row.expires_at + PROBATION if row.expires_at else 0)
-        marks = account.seen().get(row.detector, {})
+        marks = account.seen().get(detect.kept, {})
         # After its release it begins anew: what it did before must not suspend it once more.
         account.marks, account.flows, account.asked, account.sent, account.over = {}, {}, None, None, False
         # A tier that came by itself is lost, and has to be earned again; one given by hand waits.
@@ -365,7 +378,7 @@ class Watch:
         return tier is not None and tier.quiet
 
     def _suspension(self, detect: Detect, account: Account, reason: str, now: int) -> Found:
-        marks = account.seen().get(detect.name, {})
+        marks = account.seen().get(detect.kept, {})
         step, lasts = self.suspending.step(account.strikes, now)
         evidence = json.dumps(evidence_of(detect, marks), separators=(",", ":"))
         row = Suspension(
@@ -401,7 +414,7 @@ def evidence_of(detect: Detect, marks: Mapping[str, Sequence[int]]) -> dict[str,
 
 def _failing(account: Account, detect: Detect, now: int, identifier: int, state: State) -> tuple[bool, str]:
     """What is found, empty when it is nothing; and whether it is new since it was well last."""
-    sentence, told = detect.sentence, detect.name in account.marks
+    sentence, told = detect.sentence, "" in account.marks.get(detect.kept, ())
     total = failed = 0
     deliveries = state.counter(_new(CounterKey, ("user", account.user, DELIVERIES)))
     if deliveries.all:
@@ -410,10 +423,10 @@ def _failing(account: Account, detect: Detect, now: int, identifier: int, state:
         failed = failures.used(sentence.window, now) if failures.all else 0
     if total < sentence.least or failed * 100 <= total * sentence.amount:
         if told:
-            account.marks = {name: marks for name, marks in account.marks.items() if name != detect.name}
+            account.marks = {name: marks for name, marks in account.marks.items() if name != detect.kept}
         return False, ""
     if not told:
-        account.marks = {**account.marks, detect.name: {"": (now, identifier)}}
+        account.marks = {**account.marks, detect.kept: {"": (now, identifier)}}
     return not told, f"{failed} of {total} deliveries failed in {format_duration(sentence.window)}"
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policyd.accounts import LEARNED, LOGS_LEARNED, PROMOTED, Account
+from policyd.accounts import COLUMNS, LEARNED, LOGS_LEARNED, PROMOTED, Account
 from policyd.answer import make_answer
 from policyd.decision import Settled
 from policyd.detectors import Surroundings, load, names
@@ -482,3 +482,41 @@ def test_a_request_like_the_one_before_is_looked_at_as_any_other(
     }
     assert both[0].events == both[1].events
     assert both[0].met == both[1].met
+
+
+def test_a_reloaded_policy_sees_what_only_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detector that is added looks at the client that was there before, too: the second network is one too many."""
+    made = ledger(detect("more than 9 sender addresses per user in 1h"))
+    sends(made, "bob@example.net", client_address="198.51.1.1")
+    added = ledger(detect("more than 1 client network per user in 1h"))
+    made.chain = added.chain
+    assert sends(made, "bob@example.net", client_address="198.51.1.1").verdict == "pass"
+    assert sends(made, "bob@example.net", client_address="198.51.2.1").by == "marks"
+
+
+def test_what_a_client_claims_has_no_bound_and_is_bounded() -> None:
+    """Recipients that Postfix did not name are as many as can be told apart."""
+    made = ledger(detect("more than 2000 recipients per user in 1h"))
+    settled = made.decide(end_of("x", 2**53))
+    assert settled.reason == "suspended: 2001 recipients, more than 2000 in 1h"
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        ("strikes", '["x"]'), ("strikes", "{}"), ("marks", '{"d": 5}'), ("marks", '{"d": {"v": [1]}}'), ("marks", "\0"),
+        ("past", '{"recipients/1": [[1, "x"]]}'), ("past", "[" * 100_000),
+    ],
+)  # fmt: skip
+def test_of_a_damaged_row_the_rest_holds(column: str, text: str) -> None:
+    """A tier given by hand and a probation are not lost with the marks."""
+    account = Account(ALICE)
+    account.put_into("verified", "hand", 5)
+    account.strikes, account.marks, account.past = (7,), {"d": {"v": [1, 2]}}, {"recipients/1": [[3, 4]]}
+    row = [text if name == column else value for name, value in zip(COLUMNS, account.row(), strict=True)]
+    read, damaged = Account.as_readable(row)
+    assert damaged == [column]
+    assert (read.tier, read.tier_by, read.tier_since) == ("verified", "hand", 5)
+    assert [name for name in ("strikes", "marks", "past") if getattr(read, name)] == [
+        name for name in ("strikes", "marks", "past") if name != column
+    ]

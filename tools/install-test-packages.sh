@@ -17,7 +17,7 @@ python="python3 python3-twisted python3-dnspython python3-spf sqlite-utils pytho
 
 # To build and look at the Debian package, and machines to install it on.
 package="build-essential debhelper dh-python pybuild-plugin-pyproject python3-all bash-completion lintian git
-    mmdebstrap systemd systemd-container debian-archive-keyring"
+    mmdebstrap systemd systemd-container debian-archive-keyring iproute2"
 
 case ${1-} in
 test) wanted="$programs $python" ;;

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from policyd.accounts import digest
 from policyd.detectors import PASSED, Seen, Surroundings
+from policyd.sentence import MOST_DISTINCT
 
 
 class Detector:
@@ -24,7 +25,8 @@ class Detector:
     def values(self, seen: Seen) -> Iterable[str]:
         """A digest of each recipient."""
         request = seen.request
-        unknown = request.recipients - len(seen.recipients)
+        # As many as can be told apart: what a client claims has no bound.
+        unknown = min(request.recipients - len(seen.recipients), MOST_DISTINCT + 1)
         return [
             *[f"{digest(recipient):x}" for recipient in seen.recipients],
             *[f"{request.instance}#{number}" for number in range(unknown)],

@@ -272,7 +272,11 @@ class Accounts:
     def known(self) -> Layer:
         """All that is in memory, for a new database."""
         layer = Layer()
-        layer.accounts = {user: account for user, account in self._cache.items() if account.first_at}
+        layer.accounts = {
+            user: account
+            for user, account in self._cache.items()
+            if account.first_at or account.tier or account.strikes or account.probation_until
+        }
         layer.met = {pair: day for pair, day in self._days.items() if day != NEVER}
         layer.take(self.unwritten)
         return layer
@@ -308,6 +312,8 @@ class Accounts:
         self._unsaved -= gone
         for user in gone:
             self._cache.pop(user, None)
+            # What the admin has said of it holds, not what is still to be written.
+            self.unwritten.accounts.pop(user, None)
         for pair in [pair for pair in self._days if pair[0] in gone]:
             del self._days[pair]
 
@@ -369,8 +375,11 @@ def _user_of(account: Account) -> str:
 
 
 def _of_row(row: Sequence[Any]) -> Account:
-    try:
-        return Account.of_row(row)
-    except (ValueError, TypeError) as error:
-        log.error("store-damaged: account %r cannot be read, it begins anew: %s", row[0], error)
-        return Account(row[0])
+    account, damaged = Account.as_readable(row)
+    if damaged:
+        log.error(
+            "store-damaged: %s of account %r cannot be read and begins anew; the rest of it holds",
+            " and ".join(damaged),
+            row[0],
+        )
+    return account

@@ -673,7 +673,7 @@ class Ledger:
                         keys.add(CounterKey("user", user, unit))
             if watch.remembers and request.stage == END_OF_MESSAGE and not instances:
                 recipients = recipients_of(request, self)
-                if sent is None or sent.key != recipients:
+                if sent is None or sent.key != (watch, recipients):
                     pairs.update(accounts.unread(user, recipients))
         return Unread(keys, instances, self.memories.unread(facts), users, pairs)
 

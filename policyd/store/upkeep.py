@@ -320,9 +320,11 @@ class Upkeep:
         for row in list(self._ledger.steering.suspensions.values()):
             if not row.expires_at or row.expires_at > now:
                 continue
-            connection.execute(
+            ended = connection.execute(
                 "DELETE FROM suspension WHERE user = ? AND expires_at = ?", (row.user, row.expires_at)
             )
+            if not ended.rowcount:
+                continue
             facts = json.dumps(
                 {"by": AUTHOR, "how": "its time is over", "detector": row.detector, "ref": row.ref}
             )

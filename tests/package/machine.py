@@ -174,7 +174,22 @@ class Machine:
                 "--wd",
             ]
         else:
-            inside = ["unshare", "--net", "chroot", str(self.root)]
+            # systemd-tmpfiles does nothing without /proc, which whoever builds an image mounts.
+            proc = f"--mount-proc={self.root}/proc"
+            up = 'ip link set lo up && exec chroot "$@"'
+            inside = [
+                "unshare",
+                "--net",
+                "--mount",
+                "--pid",
+                "--fork",
+                proc,
+                "sh",
+                "-c",
+                up,
+                "chroot",
+                str(self.root),
+            ]
         return [*inside, *clean, *command]
 
     def sh(self, script: str, *, code: int | None = 0, text: str | None = None, timeout: float = 240) -> str:

@@ -68,7 +68,7 @@ def test_what_passed_is_on_disk_and_known_after_a_restart(place: Path) -> None:
         learned(place)
         store.decide(*[end_of(f"m{n}", 1, f"r{n}@example.net") for n in range(3)])
     assert row(place)["messages"] == 3
-    assert len(json.loads(row(place)["marks"])["d0"]) == 3
+    assert len(json.loads(row(place)["marks"])["d0/new recipients"]) == 3
     assert len(Disk(place).query("SELECT * FROM correspondent")) == 3
     with Store(place, engine) as store:
         assert store.settled(end_of("again", 1, "R1@example.net")).verdict == "pass"
@@ -189,7 +189,7 @@ def test_whatever_fails_the_account_is_what_passed(
             store.settled(ask(sasl_username="other"))
     for user, messages in passed.items():
         assert row(place, user)["messages"] == messages
-        marks = json.loads(row(place, user)["marks"])["d0"]
+        marks = json.loads(row(place, user)["marks"])["d0/new recipients"]
         assert len(marks) == len({recipient for owner, recipient in met if owner == user})
     pairs = Disk(place).query("SELECT count(*) FROM correspondent WHERE user LIKE 'u%'")
     assert pairs == [(len(met),)]
