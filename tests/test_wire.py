@@ -471,9 +471,7 @@ def test_the_short_way_finds_what_the_long_way_finds(data: st.DataObject) -> Non
         at, to = data.draw(st.integers(0, len(lines) - 1)), data.draw(st.integers(0, len(lines) - 1))
         match data.draw(st.sampled_from(["value", "line", "remove", "double", "move"])):
             case "value":
-                value = data.draw(
-                    st.text(st.characters(exclude_characters="\n", codec="utf-8"), max_size=600)
-                )
+                value = data.draw(st.text(max_size=600)).replace("\n", " ")
                 lines[at] = lines[at].partition("=")[0] + "=" + value
             case "line":
                 lines.insert(to, data.draw(st.text(st.sampled_from("a=\0 \u00e9"), max_size=3)))
