@@ -246,6 +246,8 @@ class Watch:
         seen = Seen(request, view.heard, view.by, view.recipients, strangers)
         # What repeated before is in them from here on; what nobody looks for any more is not.
         account.marks = {kept: marks for kept, marks in account.seen().items() if kept in self._kept}
+        if not account.flows.keys() <= self._kept:
+            account.flows = {kept: flow for kept, flow in account.flows.items() if kept in self._kept}
         brought: dict[str, list[tuple[str, tuple[str, ...]]]] = {ASKED: [], PASSED: []}
         findings = []
         for detect in todo:

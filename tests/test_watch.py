@@ -527,3 +527,15 @@ def test_of_a_damaged_row_the_rest_holds(column: str, text: str) -> None:
     assert [name for name in ("strikes", "marks", "past") if getattr(read, name)] == [
         name for name in ("strikes", "marks", "past") if name != column
     ]
+
+
+def test_what_nobody_looks_for_any_more_leaves_the_row() -> None:
+    """Detectors come and go with the years; an account does not carry what all of them have seen."""
+    made = ledger(
+        detect("more than 9 client networks per user in 1h", name="old"),
+        detect("more than 5 times the usual recipients per user in 1h, at least 20", "alert", name="sums"),
+    )
+    sends(made, "bob@example.net")
+    made.chain = ledger(detect("more than 9 sender addresses per user in 1h", name="new")).chain
+    sends(made, "bob@example.net")
+    assert list(made.account(ALICE).seen()) == ["new/sender addresses"]
