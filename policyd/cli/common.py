@@ -209,10 +209,9 @@ class Times(NamedTuple):
     @classmethod
     def of(cls, connection: sqlite3.Connection) -> Times:
         """The times of this database."""
-        from policyd.store.clock import ledger_now, wall
+        from policyd.store.clock import now_and_ahead
 
-        now = ledger_now(connection)
-        return cls(now, wall() - now)
+        return cls(*now_and_ahead(connection))
 
     def text(self, ledger: int) -> str:
         """When something happened, for people; empty for 0."""

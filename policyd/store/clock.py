@@ -45,6 +45,13 @@ def wall() -> int:
     return time.time_ns() // 1_000_000
 
 
+def look() -> tuple[int, int]:
+    """Boot time and wall time (ms) of one look: as long as no clock is stepped, each look finds them equally far apart."""
+    boottime_ns, wall_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.time_ns()
+    elapsed = boottime_ns // 1_000_000
+    return elapsed, elapsed + round((wall_ns - boottime_ns) / 1_000_000)
+
+
 def resume(base: Base | None, now_boot_id: str, now_boottime: int, now_wall: int) -> int:
     """The ledger time now, from the base stored last. Pure."""
     if base is None:
@@ -115,6 +122,13 @@ def ledger_now(connection: sqlite3.Connection) -> int:
     return resume(stored_base(connection), boot_id(), boottime(), wall())
 
 
+def now_and_ahead(connection: sqlite3.Connection) -> tuple[int, int]:
+    """The ledger time now (ms), and how far the wall clock is ahead of it (ms): the same each time it is asked."""
+    now_boottime, now_wall = look()
+    now = resume(stored_base(connection), boot_id(), now_boottime, now_wall)
+    return now, now_wall - now
+
+
 def wall_of(ledger: int, connection: sqlite3.Connection) -> int:
     """The wall clock (ms since 1970) at ledger time ``ledger``."""
-    return ledger + wall() - ledger_now(connection)
+    return ledger + now_and_ahead(connection)[1]

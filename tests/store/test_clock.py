@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     monkeypatch.setattr(clock, "boot_id", lambda: machine.boot)
     monkeypatch.setattr(clock, "boottime", lambda: machine.boottime)
     monkeypatch.setattr(clock, "wall", lambda: machine.wall)
+    monkeypatch.setattr(clock, "look", lambda: (machine.boottime, machine.wall))
     return machine
 
 
@@ -251,6 +253,21 @@ def test_the_machine_s_own_clocks() -> None:
     assert re.fullmatch(r"[0-9a-f-]{36}", clock.boot_id())
     assert 0 < clock.boottime() <= clock.boottime()
     assert clock.wall() > 1_600_000_000_000
+
+
+@pytest.mark.parametrize("phase", [0, 300_000, 999_999])
+def test_two_looks_find_the_clocks_equally_far_apart(monkeypatch: pytest.MonkeyPatch, phase: int) -> None:
+    """A moment that is shown twice is shown as the same moment, however the two clocks' milliseconds fall."""
+    passed = iter(range(0, 10**9, 370_001))
+    moment = [0]
+
+    def boottime_ns(which: int) -> int:
+        moment[0] = next(passed)
+        return 5 * 10**12 + moment[0]
+
+    monkeypatch.setattr(time, "clock_gettime_ns", boottime_ns)
+    monkeypatch.setattr(time, "time_ns", lambda: WALL * 10**6 + phase + moment[0] + 40)
+    assert len({wall - boottime for boottime, wall in (clock.look() for _ in range(50))}) == 1
 
 
 def test_no_boot_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
