@@ -98,3 +98,25 @@ def clip(text: str) -> str:
     if len(encoded) > MAX_TEXT_BYTES:
         text = encoded[: MAX_TEXT_BYTES - 3].decode("utf-8", "ignore").rstrip() + "..."
     return text
+
+
+def fill_ref(text: str, ref: str) -> str:
+    """``text`` with its reference filled in."""
+    return text.replace("{ref}", ref)
+
+
+def with_ref(answer: Answer, ref: str) -> Answer:
+    """A refusal that carries ``ref``: where its text says so, else at its end; a text that is too long gives way."""
+    if "{ref}" in answer.text:
+        text = clip(fill_ref(answer.text, ref))
+        if ref in text:
+            return Answer(answer.verb, text)
+    tail = f" ref {ref}"
+    text = answer.text.encode("utf-8", "replace")[: MAX_TEXT_BYTES - len(tail)].decode("utf-8", "ignore")
+    return Answer(answer.verb, clip(text.rstrip() + tail))
+
+
+def parse_action(action: str) -> Answer:
+    """The answer that was written down as ``str(answer)``."""
+    verb, _, text = action.partition(" ")
+    return Answer(verb, text)

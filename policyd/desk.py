@@ -15,13 +15,12 @@ from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from policyd.alerts.mail import OwnSessions
-from policyd.answer import DUNNO, REFUSE, Answer, make_answer
+from policyd.answer import DUNNO, REFUSE, Answer, fill_ref, make_answer, with_ref
 from policyd.decision import Decision, Earlier, Operation
 from policyd.decisionlog import DecisionLog
 from policyd.engine import Engine
 from policyd.opinion import Proposal
 from policyd.request import Attributes, Request, Site
-from policyd.settle import fill_ref, with_ref
 from policyd.stagewatch import StageWatch
 from policyd.steering import Steering
 

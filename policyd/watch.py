@@ -86,7 +86,7 @@ class State(Protocol):
         """Remember that ``user`` has written to ``recipients`` on this day."""
 
     def counter(self, key: CounterKey) -> Counter:
-        """See :class:`policyd.settle.State`."""
+        """See :class:`policyd.state.State`."""
 
     def suspend(self, row: Suspension) -> None:
         """Write a suspension; it binds the next operation."""

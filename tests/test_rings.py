@@ -46,11 +46,13 @@ RINGS: dict[str, tuple[str, ...]] = {
         "policyd.sentence",
         "policyd.suspending",
         "policyd.marks",
+        "policyd.state",
     ),
     "rules": (
         "policyd.wire",
         "policyd.engine",
         "policyd.settle",
+        "policyd.trial",
         "policyd.checks",
         "policyd.watch",
         "policyd.detectors",
@@ -101,7 +103,7 @@ NARROWER: dict[str, tuple[str, ...]] = {
 # Wider than the ring, each with its reason.
 WIDER: dict[str, tuple[str, ...]] = {
     # The writer runs settle's pure arithmetic inside its transaction.
-    "policyd.store": ("policyd.settle", "policyd.watch"),
+    "policyd.store": ("policyd.settle", "policyd.trial", "policyd.watch"),
     # Each check owns the keys of its section, each detector its word in a sentence; the configuration reads them.
     "policyd.config": ("policyd.checks", "policyd.detectors"),
     # Whom a country is asked for, where no database is.

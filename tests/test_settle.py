@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policyd.answer import DUNNO, HOLD, REFUSE, Answer, make_answer
+from policyd.answer import DUNNO, HOLD, REFUSE, Answer, make_answer, parse_action, with_ref
 from policyd.opinion import CounterKey, Heard, Opinion, Proposal
 from policyd.request import Request
-from policyd.settle import parse_action, with_ref
 from policyd.steering import UserLimit
 from policyd.units import HOUR, MINUTE
 from tests.fakes import (

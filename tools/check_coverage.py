@@ -13,6 +13,7 @@ MUST_HOLD = (
     "policyd/wire.py",
     "policyd/window.py",
     "policyd/settle.py",
+    "policyd/trial.py",
     "policyd/engine.py",
     "policyd/store/ledger.py",
 )

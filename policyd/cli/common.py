@@ -382,11 +382,11 @@ def known_user(
     """
     :raises NotFound: the account was never seen, and ``force`` is not set; ``anyway`` says what to do then.
     """
-    from policyd.store import read
+    from policyd.store import known
 
-    if force or read.is_known(connection, user):
+    if force or known.is_known(connection, user):
         return
-    near = " or ".join(escape(name) for name in read.similar(connection, user))
+    near = " or ".join(escape(name) for name in known.similar(connection, user))
     hint = f"; did you mean {near}?" if near else ""
     raise NotFound(f"{escape(user)} was never seen{hint}{anyway}")
 

@@ -35,11 +35,11 @@ def file_sizes(path: str) -> dict[str, int]:
 @pass_session
 def check(session: Session, quick: bool) -> int:
     """Is the file sound? Reads all of it; exit code 1 when it is not."""
-    from policyd.store import read
+    from policyd.store import contents
 
     path = session.database
     with session.reading() as connection:
-        problems = read.problems(connection, quick)
+        problems = contents.problems(connection, quick)
     remedy = "stop policyd, keep the file, then 'policyctl db restore BACKUP'"
     session.done(
         {"database": path, "sound": not problems, "problems": problems},
@@ -55,12 +55,12 @@ def check(session: Session, quick: bool) -> int:
 @pass_session
 def size(session: Session, tables: bool) -> None:
     """What takes the room."""
-    from policyd.store import read
+    from policyd.store import contents
 
     path = session.database
     with session.reading() as connection:
-        sizes = read.sizes(connection)
-        per_table = read.table_sizes(connection) if tables else []
+        sizes = contents.sizes(connection)
+        per_table = contents.table_sizes(connection) if tables else []
     files = file_sizes(path)
     unused = sizes.free_pages * sizes.page_size
     record: dict[str, Any] = {
@@ -155,14 +155,14 @@ def restore(session: Session, source: str) -> None:
 @pass_session
 def prune(session: Session, dry_run: bool) -> None:
     """Drop what [keep] no longer keeps, now. The running daemon does that by itself, so this is for when it is stopped."""
-    from policyd.store import locks, partitions, read
+    from policyd.store import contents, locks, partitions
     from policyd.store.clock import ledger_now
 
     # What a broken file says of [keep] is not guessed: what is dropped is gone.
     config = session.sound_config
     path = config.store.path
     with session.reading() as connection:
-        before = read.sizes(connection)
+        before = contents.sizes(connection)
         oldest_kept = ledger_now(connection) - config.keep.decisions
         due = [p for p in partitions.catalogue(connection) if p.closed_at and p.closed_at < oldest_kept]
     running = locks.daemon_running(path)
@@ -178,7 +178,7 @@ def prune(session: Session, dry_run: bool) -> None:
         return
     _prune_now(session)
     with session.reading() as connection:
-        after = read.sizes(connection)
+        after = contents.sizes(connection)
     dropped = before.decisions - after.decisions
     unused = after.free_pages * after.page_size
     session.done(

@@ -21,11 +21,12 @@ from policyd.inquiry import Inquiry
 from policyd.names import Names
 from policyd.opinion import ENFORCE, OFF, CounterKey, Proposal, Quota
 from policyd.request import END_OF_MESSAGE, Request
-from policyd.settle import NO_REF, limits_of, settle
+from policyd.settle import NO_REF, settle
 from policyd.steering import EVERY_CHECK, Entry, Steering
-from policyd.store import read
+from policyd.store import known, read
 from policyd.store.clock import LedgerClock, stored_base
 from policyd.store.ledger import Ledger
+from policyd.trial import limits_of
 from policyd.units import Limit
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ class Offline:
 
     def _used(self, check: str, mode: str, quota: Quota, limit: Limit) -> Usage:
         counted = limit.unit if quota.external is None else f"{limit.unit}/external"
-        counter = read.counter(self.connection, CounterKey(quota.scope, quota.value, counted))
+        counter = known.counter(self.connection, CounterKey(quota.scope, quota.value, counted))
         used = counter.used(limit.window, self.now)
         small = SMALL[limit.unit]
         allowed = limit.amount + quota.grants.get(limit.unit, 0)

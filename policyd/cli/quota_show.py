@@ -34,12 +34,12 @@ def must_be_known(connection: sqlite3.Connection, session: Session, account: str
     """
     :raises NotFound: the account was never seen, and no tier names it.
     """
-    from policyd.store import read
+    from policyd.store import known
 
     named = {member for tier in session.config.tiers.all.values() for member in tier.members}
-    if account in named or read.is_known(connection, account):
+    if account in named or known.is_known(connection, account):
         return
-    near = read.similar(connection, account) or read.alike(account, named)
+    near = known.similar(connection, account) or known.alike(account, named)
     hint = f"; did you mean {' or '.join(escape(name) for name in near)}?" if near else ""
     raise NotFound(
         f"{escape(account)} was never seen{hint or '; Postfix has not asked about it, and nothing was set for it'}"
@@ -219,7 +219,7 @@ def quota_top(session: Session, scope: str, unit: str, window: str, limit: int) 
     """
     import heapq
 
-    from policyd.store import read
+    from policyd.store import known, read
     from policyd.units import format_duration, parse_window
     from policyd.window import slot_width
 
@@ -232,7 +232,7 @@ def quota_top(session: Session, scope: str, unit: str, window: str, limit: int) 
         times = Times.of(connection)
         with read.snapshot(connection):
             for at, suffix in enumerate(("/external", "")):
-                for value, counter in read.counters(connection, scope, unit + suffix):
+                for value, counter in known.counters(connection, scope, unit + suffix):
                     if counter is None:
                         damaged.append(value)
                         continue

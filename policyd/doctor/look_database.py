@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from policyd.cli import status_dns
 from policyd.config import Config
 from policyd.doctor.facts import Asked, Database
-from policyd.store import admin, read
+from policyd.store import admin, contents, read
 from policyd.store.clock import ledger_now, wall
 from policyd.store.steering_sync import SteeringMirror
 from policyd.units import DAY
@@ -32,7 +32,7 @@ def size_of(path: str) -> int:
 def database(connection: sqlite3.Connection, path: str) -> Database:
     """The file."""
     (first_change,) = connection.execute("SELECT coalesce(min(wall_at), 0) FROM history").fetchone()
-    oldest = [at for at in (read.sizes(connection).oldest_wall, first_change) if at]
+    oldest = [at for at in (contents.sizes(connection).oldest_wall, first_change) if at]
     backups = [row[0] for row in admin.history(connection, "database", 100) if row[2] == "db backup"]
     return Database(
         path,
@@ -49,7 +49,7 @@ def _problems(connection: sqlite3.Connection) -> tuple[str, ...]:
     until = time.monotonic() + LONGEST_CHECK
     connection.set_progress_handler(lambda: time.monotonic() > until, 100_000)
     try:
-        return tuple(read.problems(connection, quick=True))
+        return tuple(contents.problems(connection, quick=True))
     except sqlite3.OperationalError as error:
         if "interrupted" not in str(error):
             raise

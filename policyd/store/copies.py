@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from urllib.parse import quote
 
 from policyd.errors import StoreDamaged, StoreRefused, UserError
-from policyd.store import connect, locks, migrate, read
+from policyd.store import connect, contents, locks, migrate
 
 
 def backup(path: str, target: str) -> int:
@@ -168,7 +168,7 @@ def _must_be_ours(connection: sqlite3.Connection, path: str) -> None:
 
 
 def _must_be_sound(connection: sqlite3.Connection, path: str, quick: bool = False) -> None:
-    found = read.problems(connection, quick)
+    found = contents.problems(connection, quick)
     if found:
         raise StoreDamaged(f"{path} is damaged and not used: {found[0]}")
 

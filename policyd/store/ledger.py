@@ -26,7 +26,7 @@ from policyd.answer import Answer
 from policyd.decision import MEMORY, REFUSED, Decision, Earlier, Operation, Settled
 from policyd.opinion import CounterKey, Memory, MemoryKey, Proposal
 from policyd.request import END_OF_MESSAGE, RCPT, Request
-from policyd.settle import counted, limits_of, recipients_of
+from policyd.settle import recipients_of
 from policyd.steering import Steering, Suspension
 from policyd.store import partitions
 from policyd.store.accounts import Accounts, Layer, Pair
@@ -48,6 +48,7 @@ from policyd.store.instances import IDENTITY, Instances, earlier_of
 from policyd.store.memory import Facts, Memories
 from policyd.store.statements import chunked, flat, insert_decisions, select_counters, upsert_counters
 from policyd.store.steering_sync import SteeringMirror
+from policyd.trial import counted, limits_of
 from policyd.watch import AUTHOR
 from policyd.window import Counter
 
@@ -494,14 +495,14 @@ class Ledger:
                 if key not in but:
                     del self._counters[key]
 
-    # --- what settle asks (policyd.settle.State) ---------------------------------------------------------------------
+    # --- what settle asks (policyd.state.State) ---------------------------------------------------------------------
 
     def _missing(self) -> None:
         """Something has to be read first: what is decided now will not stand."""
         self._staging = Stage.UNREAD
 
     def counter(self, key: CounterKey) -> Counter:
-        """See :class:`policyd.settle.State`."""
+        """See :class:`policyd.state.State`."""
         counter = self._counters.get(key)
         if counter is None:
             if self._staging is not None:
@@ -513,37 +514,37 @@ class Ledger:
         return counter
 
     def charge(self, key: CounterKey, widths: tuple[int, ...], amount: int, at: int) -> None:
-        """See :class:`policyd.settle.State`."""
+        """See :class:`policyd.state.State`."""
         self.counter(key).charge(widths, amount, at)
         self._dirty.add(key)
         self._charges.append(_new(Charge, (key, widths, amount, at)))
 
     def earlier(self, request: Request) -> Earlier | None:
-        """See :class:`policyd.settle.State`."""
+        """See :class:`policyd.state.State`."""
         held = self.instances.of(request)
         return earlier_of(held, request, self.clock.now() - IDENTITY) if held else None
 
     def siblings(self, request: Request) -> Sequence[Earlier]:
-        """See :class:`policyd.settle.State`."""
+        """See :class:`policyd.state.State`."""
         return [found for found in self.instances.of(request) if found.stage == RCPT]
 
     def remembered(self, keys: Iterable[MemoryKey], now: int) -> Mapping[MemoryKey, Memory]:
-        """See :class:`policyd.settle.State`."""
+        """See :class:`policyd.state.State`."""
         if self._staging is not None and self.memories.unread(keys):
             self._missing()
         return self.memories.known(keys, now)
 
     def remember(self, key: MemoryKey, fact: Memory) -> None:
-        """See :class:`policyd.settle.State`."""
+        """See :class:`policyd.state.State`."""
         self.memories.put(key, fact)
 
     def next_ref(self) -> str:
-        """See :class:`policyd.settle.State`."""
+        """See :class:`policyd.state.State`."""
         self._ref_seq += 1
         return reference(self._ref_seq)
 
     def account(self, user: str) -> Account:
-        """See :class:`policyd.settle.State`."""
+        """See :class:`policyd.state.State`."""
         account = self.accounts.held(user)
         if account is None:
             if self._staging is not None:
@@ -552,7 +553,7 @@ class Ledger:
         return account
 
     def change(self, user: str) -> Account:
-        """See :class:`policyd.settle.State`."""
+        """See :class:`policyd.state.State`."""
         fresh = self.accounts.fresh(user)
         if fresh is None:
             known = self.accounts.held(user)
@@ -562,17 +563,17 @@ class Ledger:
         return fresh
 
     def strangers(self, user: str, recipients: Sequence[str]) -> list[str]:
-        """See :class:`policyd.settle.State`."""
+        """See :class:`policyd.state.State`."""
         if self._staging is not None and self.accounts.unread(user, recipients):
             self._missing()
         return self.accounts.strangers(user, recipients)
 
     def meet(self, user: str, recipients: Sequence[str], day: int) -> None:
-        """See :class:`policyd.settle.State`."""
+        """See :class:`policyd.state.State`."""
         self.accounts.meet(user, recipients, day)
 
     def suspend(self, row: Suspension) -> None:
-        """See :class:`policyd.settle.State`."""
+        """See :class:`policyd.state.State`."""
         if self._staging is not None:
             # It changes the steering data, which is done in a transaction of its own.
             if self._staging is Stage.STAGED:
@@ -582,7 +583,7 @@ class Ledger:
         self._notes.suspensions.append(row)
 
     def tell(self, kind: str, subject: str, facts: Mapping[str, Any], once: int = 0) -> None:
-        """See :class:`policyd.settle.State`."""
+        """See :class:`policyd.state.State`."""
         now, key = self.clock.now(), (kind, subject)
         if once:
             if now - self._told.get(key, now - once - 1) <= once:
@@ -594,11 +595,11 @@ class Ledger:
         self._notes.events.append((now, wall(), kind, subject, 0, text))
 
     def record(self, action: str, subject: str, detail: str) -> None:
-        """See :class:`policyd.settle.State`."""
+        """See :class:`policyd.state.State`."""
         self._notes.history.append((self.clock.now(), wall(), AUTHOR, action, subject, detail, ""))
 
     def next_id(self) -> int:
-        """See :class:`policyd.settle.State`."""
+        """See :class:`policyd.state.State`."""
         return self._last_id + 1
 
     # --- reading and writing in bulk ---------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What policyctl asks the database: decisions, counters, known accounts, sizes. Nothing here writes.
+"""What policyctl asks the database about decisions. Nothing here writes.
 
 Decisions are read one partition at a time, newest first, so that a LIMIT ends the search early. Values are always bound; the name
 of a partition's table is the only part of a statement that is filled in.
@@ -7,28 +7,18 @@ of a partition's table is the only part of a statement that is filled in.
 from __future__ import annotations
 
 import contextlib
-import difflib
-import heapq
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from policyd.answer import escape
-from policyd.errors import StoreDamaged
 from policyd.match import NetworkSet
-from policyd.opinion import CounterKey
 from policyd.request import ASKED_BY_HAND
 from policyd.steering import client_network
 from policyd.store import partitions
 from policyd.store.partitions import Partition
-from policyd.window import Counter
 
-#: Accounts that are compared when a name is not known.
-COMPARED = 5_000
-#: How alike local parts, and domains, must be for one to be proposed for the other (difflib's ratio, 0 to 1).
-LIKENESS = 0.75
 _LAST = 2**63 - 1
 
 
@@ -121,7 +111,10 @@ def decisions(connection: sqlite3.Connection, wanted: Wanted, limit: int) -> lis
         for partition in _partitions(connection, wanted):
             values["limit"] = limit - len(found)
             bounds = _bounds(connection, partition, wanted)
-            found += [Logged(*row) for row in connection.execute(_for(partition, statement), values | bounds)]
+            found += [
+                Logged(*row)
+                for row in connection.execute(in_partition(partition, statement), values | bounds)
+            ]
             if len(found) >= limit:
                 break
     return found
@@ -155,7 +148,7 @@ def grouped(connection: sqlite3.Connection, wanted: Wanted, by: str) -> list[Gro
     with snapshot(connection):
         for partition in _partitions(connection, wanted):
             bounds = _bounds(connection, partition, wanted)
-            for row in connection.execute(_for(partition, statement), values | bounds):
+            for row in connection.execute(in_partition(partition, statement), values | bounds):
                 group = Group(*row)
                 groups[group.value] = _sum(groups[group.value], group) if group.value in groups else group
     return sorted(groups.values(), key=lambda group: (-group.decisions, group.value))
@@ -200,7 +193,7 @@ def arrived(connection: sqlite3.Connection, since: int, at_most: int) -> tuple[l
         for partition in _partitions(connection, wanted):
             values = {**_bounds(connection, partition, wanted), "by_hand": ASKED_BY_HAND}
             for direction, stage, verdict, times, last in connection.execute(
-                _for(partition, statement), values
+                in_partition(partition, statement), values
             ):
                 before = totals.get((direction, stage, verdict), (0, 0))
                 totals[direction, stage, verdict] = (before[0] + times, max(before[1], last))
@@ -228,7 +221,7 @@ def shadowed(connection: sqlite3.Connection, since: int) -> Iterator[Shadowed]:
     with snapshot(connection):
         for partition in _partitions(connection, wanted):
             values = {**_bounds(connection, partition, wanted), "since": since}
-            yield from map(Shadowed._make, connection.execute(_for(partition, statement), values))
+            yield from map(Shadowed._make, connection.execute(in_partition(partition, statement), values))
 
 
 def accounts_of_queue_ids(
@@ -245,7 +238,7 @@ def accounts_of_queue_ids(
     with snapshot(connection):
         for partition in _partitions(connection, wanted):
             values = {**_bounds(connection, partition, wanted), "ids": json.dumps(list(queue_ids))}
-            found += connection.execute(_for(partition, statement), values).fetchall()
+            found += connection.execute(in_partition(partition, statement), values).fetchall()
     return found
 
 
@@ -257,7 +250,7 @@ def by_ids(connection: sqlite3.Connection, ids: Sequence[int]) -> list[Logged]:
     found: list[Logged] = []
     with snapshot(connection):
         for partition in _partitions(connection, Wanted(after=min(ids, default=_LAST) - 1)):
-            rows = connection.execute(_for(partition, statement), {"ids": json.dumps(list(ids))})
+            rows = connection.execute(in_partition(partition, statement), {"ids": json.dumps(list(ids))})
             found += [Logged(*row) for row in rows]
     return sorted(found)
 
@@ -283,7 +276,7 @@ def _time_of(connection: sqlite3.Connection, identifier: int) -> int:
     """The ledger time of the newest decision up to this id; 0 when there is none."""
     statement = "SELECT at FROM {table} WHERE id <= ? ORDER BY id DESC LIMIT 1"
     for partition in partitions.catalogue(connection):
-        row = connection.execute(_for(partition, statement), (identifier,)).fetchone()
+        row = connection.execute(in_partition(partition, statement), (identifier,)).fetchone()
         if row is not None:
             return int(row[0])
     return 0
@@ -292,7 +285,7 @@ def _time_of(connection: sqlite3.Connection, identifier: int) -> int:
 def newest_id(connection: sqlite3.Connection) -> int:
     """The id of the newest decision; 0 when there is none."""
     for partition in partitions.catalogue(connection):
-        row = connection.execute(_for(partition, "SELECT max(id) FROM {table}")).fetchone()
+        row = connection.execute(in_partition(partition, "SELECT max(id) FROM {table}")).fetchone()
         if row[0] is not None:
             return int(row[0])
     return 0
@@ -305,7 +298,8 @@ def _filled(template: str, **pieces: str) -> str:
     return template
 
 
-def _for(partition: Partition, template: str) -> str:
+def in_partition(partition: Partition, template: str) -> str:
+    """``template`` with ``{table}`` replaced by the partition's."""
     return _filled(template, table=partition.table)
 
 
@@ -342,10 +336,12 @@ def _bounds(connection: sqlite3.Connection, partition: Partition, wanted: Wanted
 
 def _first_at(connection: sqlite3.Connection, partition: Partition, at: int) -> int:
     """The id of the first row at or after the ledger time ``at``; one above the last when there is none."""
-    low, high = connection.execute(_for(partition, "SELECT min(id), max(id) + 1 FROM {table}")).fetchone()
+    low, high = connection.execute(
+        in_partition(partition, "SELECT min(id), max(id) + 1 FROM {table}")
+    ).fetchone()
     if low is None:
         return 0
-    statement = _for(partition, "SELECT id, at FROM {table} WHERE id >= ? ORDER BY id LIMIT 1")
+    statement = in_partition(partition, "SELECT id, at FROM {table} WHERE id >= ? ORDER BY id LIMIT 1")
     while low < high:
         middle = (low + high) // 2
         row = connection.execute(statement, (middle,)).fetchone()
@@ -408,193 +404,3 @@ def _client_condition(connection: sqlite3.Connection, client: str, values: dict[
     connection.create_function("in_network", 1, lambda address: address in within, deterministic=True)
     del values["client"]
     return "in_network(client)"
-
-
-# --- accounts ---------------------------------------------------------------------------------------------------------
-
-_KNOWN = """
-    SELECT EXISTS (SELECT 1 FROM counter WHERE scope = 'user' AND value = :user)
-        OR EXISTS (SELECT 1 FROM user_limit WHERE user = :user)
-        OR EXISTS (SELECT 1 FROM user_grant WHERE user = :user)
-        OR EXISTS (SELECT 1 FROM ban WHERE kind = 'user' AND value = :user)
-        OR EXISTS (SELECT 1 FROM sender_right WHERE user = :user)
-        OR EXISTS (SELECT 1 FROM account WHERE user = :user)
-        OR EXISTS (SELECT 1 FROM suspension WHERE user = :user)
-"""
-
-
-def is_known(connection: sqlite3.Connection, user: str) -> bool:
-    """Whether the account was ever counted, steered, or seen in the decisions that are kept."""
-    if connection.execute(_KNOWN, {"user": user}).fetchone()[0]:
-        return True
-    return bool(decisions(connection, Wanted(user=user), 1))
-
-
-def similar(connection: sqlite3.Connection, user: str) -> list[str]:
-    """At most three known accounts whose names resemble ``user``, the nearest first."""
-    candidates: list[str] = []
-    # With many accounts only those are compared that begin alike; nobody mistypes everything.
-    for length in (0, 1, 2, 3, 4, 6, 8, 12):
-        candidates = _accounts(connection, user[:length], COMPARED)
-        if len(candidates) < COMPARED:
-            break
-    return alike(user, candidates)
-
-
-def alike(user: str, candidates: Iterable[str]) -> list[str]:
-    """At most three of ``candidates`` that ``user`` may be a mistyped form of, the nearest first.
-
-    Logins of one domain resemble each other by that alone, so local part and domain are each compared by themselves.
-    """
-    parts = user.partition("@")[::2]
-    matchers = [difflib.SequenceMatcher(b=part) for part in parts]
-    found = []
-    for name in candidates:
-        if name == user:
-            continue
-        likeness = 1.0
-        theirs = name.partition("@")[::2]
-        for matcher, mine, their in zip(matchers, parts, theirs, strict=True):
-            if their != mine:
-                matcher.set_seq1(their)
-                # The two estimates are cheap, and never below the likeness itself.
-                for estimate in (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio):
-                    likeness = min(likeness, estimate())
-                    if likeness < LIKENESS:
-                        break
-        # Without a domain, or with another one, the same local part is enough.
-        if likeness >= LIKENESS or (parts[0] and parts[0] == theirs[0]):
-            found.append((-likeness, name))
-    return [name for _, name in heapq.nsmallest(3, found)]
-
-
-def _accounts(connection: sqlite3.Connection, prefix: str, limit: int) -> list[str]:
-    """Accounts that were counted or steered, whose names begin with ``prefix``."""
-    rows = connection.execute(
-        "SELECT value FROM counter WHERE scope = 'user' AND value >= :low AND value < :high "
-        "UNION SELECT user FROM user_limit WHERE user >= :low AND user < :high "
-        "UNION SELECT user FROM user_grant WHERE user >= :low AND user < :high "
-        "UNION SELECT user FROM account WHERE user >= :low AND user < :high LIMIT :limit",
-        {"low": prefix, "high": prefix + "\U0010ffff", "limit": limit},
-    )
-    return [row[0] for row in rows]
-
-
-def counter(connection: sqlite3.Connection, key: CounterKey) -> Counter:
-    """The counter of ``key``; an empty one when nothing was counted.
-
-    :raises StoreDamaged: the row cannot be read.
-    """
-    row = connection.execute(
-        "SELECT cells FROM counter WHERE scope = ? AND value = ? AND unit = ?", tuple(key)
-    ).fetchone()
-    try:
-        return Counter.unpack(row[0]) if row else Counter()
-    except ValueError as error:
-        raise StoreDamaged(
-            f"the counter of {key.scope} {escape(key.value)} ({key.unit}) cannot be read, and begins anew with the next mail: "
-            f"{error}; 'policyctl db check' looks for more"
-        ) from None
-
-
-def counters(connection: sqlite3.Connection, scope: str, unit: str) -> Iterator[tuple[str, Counter | None]]:
-    """Each value of ``scope`` for which ``unit`` was counted, with its counter; ``None`` when it cannot be read."""
-    rows = connection.execute("SELECT value, cells FROM counter WHERE scope = ? AND unit = ?", (scope, unit))
-    for value, cells in rows:
-        try:
-            yield value, Counter.unpack(cells)
-        except ValueError:
-            yield value, None
-
-
-def all_counters(connection: sqlite3.Connection) -> Iterator[tuple[CounterKey, bytes]]:
-    """Every counter as it is stored."""
-    for scope, value, unit, cells in connection.execute("SELECT scope, value, unit, cells FROM counter"):
-        yield CounterKey(scope, value, unit), cells
-
-
-# --- the file ---------------------------------------------------------------------------------------------------------
-
-
-class Sizes(NamedTuple):
-    """The database by what it holds; octets and rows."""
-
-    page_size: int
-    pages: int
-    free_pages: int
-    counters: int
-    bans: int
-    allows: int
-    own_limits: int
-    grants: int
-    decisions: int
-    partitions: int
-    #: Wall-clock time (ms) of the oldest decision; 0 when there is none.
-    oldest_wall: int
-
-
-def sizes(connection: sqlite3.Connection) -> Sizes:
-    """How much the database holds. Counts every counter, so it takes a moment with millions."""
-    with snapshot(connection):
-        page_size, pages, free = (
-            int(connection.execute(f"PRAGMA {name}").fetchone()[0])
-            for name in ("page_size", "page_count", "freelist_count")
-        )
-        counted, bans, allows, own_limits, grants = connection.execute(
-            "SELECT (SELECT count(*) FROM counter), (SELECT count(*) FROM ban), (SELECT count(*) FROM allow), "
-            "(SELECT count(*) FROM user_limit), (SELECT count(*) FROM user_grant)"
-        ).fetchone()
-        listed = partitions.catalogue(connection)
-        rows, oldest = 0, 0
-        for partition in listed:
-            if partition.closed_at:
-                rows += partition.rows
-            else:
-                rows += int(connection.execute(_for(partition, "SELECT count(*) FROM {table}")).fetchone()[0])
-        for partition in reversed(listed):
-            row = connection.execute(
-                _for(partition, "SELECT wall_at FROM {table} ORDER BY id LIMIT 1")
-            ).fetchone()
-            if row:
-                oldest = int(row[0])
-                break
-    return Sizes(page_size, pages, free, counted, bans, allows, own_limits, grants, rows, len(listed), oldest)
-
-
-def table_sizes(connection: sqlite3.Connection) -> list[tuple[str, int]]:
-    """Octets per table with its indexes, largest first; reads the whole file. Empty where SQLite was built without dbstat."""
-    try:
-        rows = connection.execute(
-            "SELECT coalesce(m.tbl_name, s.name), sum(s.pgsize) FROM dbstat AS s "
-            "LEFT JOIN sqlite_schema AS m ON m.name = s.name WHERE s.aggregate = TRUE GROUP BY 1 ORDER BY 2 DESC"
-        ).fetchall()
-    except sqlite3.OperationalError as error:
-        if "dbstat" in str(error):
-            return []
-        raise
-    return [(str(name), int(octets)) for name, octets in rows]
-
-
-def problems(connection: sqlite3.Connection, quick: bool = False) -> list[str]:
-    """What is wrong with the file: pages, indexes, counters that cannot be read, tables that the catalogue misses."""
-    pragma = "PRAGMA quick_check(100)" if quick else "PRAGMA integrity_check(100)"
-    try:
-        found = [str(row[0]) for row in connection.execute(pragma) if row[0] != "ok"]
-        if found:
-            return found
-        for key, cells in all_counters(connection):
-            try:
-                Counter.unpack(cells)
-            except ValueError as error:
-                found.append(f"counter {key.scope} {key.value!r} {key.unit}: {error}")
-        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-    except sqlite3.DatabaseError as error:
-        return [str(error)]
-    listed = {partition.table for partition in partitions.catalogue(connection)}
-    found += [f"table {name} is missing" for name in sorted(listed - tables)]
-    found += [
-        f"table {name} is not in decision_partition"
-        for name in sorted(tables - listed)
-        if name.startswith("decision_") and name.removeprefix("decision_").isdigit()
-    ]
-    return found

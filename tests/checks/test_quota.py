@@ -14,9 +14,9 @@ from policyd.inquiry import Inquiry
 from policyd.match import NetworkSet, parse_network
 from policyd.opinion import Quota
 from policyd.request import Request, Site
-from policyd.settle import limits_of
 from policyd.steering import Grant, Steering, UserLimit
 from policyd.tiers import Tier, Tiers
+from policyd.trial import limits_of
 from policyd.units import DAY, HOUR, Limit
 
 ALICE = "alice@example.org"

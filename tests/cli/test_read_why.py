@@ -273,13 +273,13 @@ def test_the_time_that_is_named_is_when_it_fits(sample: Sample, policyctl: Run) 
     from datetime import datetime
 
     from policyd.opinion import CounterKey
-    from policyd.store import read
+    from policyd.store import known
 
     sample.ask(30 * 60_000, recipient="", recipient_count="2")
     sample.ask(20 * 60_000, recipient="", recipient_count="3")
     limits = policyctl("quota", "show", "alice", "--json").json["limits"]
     fits_at = datetime.fromisoformat(next(limit for limit in limits if limit["room"] == 0)["fits_at"])
-    counter = read.counter(sample.connection, CounterKey("user", ALICE, "recipients/external"))
+    counter = known.counter(sample.connection, CounterKey("user", ALICE, "recipients/external"))
     at = round(fits_at.timestamp() * 1000)
     # The wall clock and ledger time of a sample are the same but for the milliseconds between two looks.
     assert counter.used(HOUR, at + 100) == 3

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from policyd.errors import StoreDamaged, UserError
-from policyd.store import copies, read
+from policyd.store import contents, copies, read
 from policyd.store.connect import open_for_reading
 from tests.sample_database import Sample
 
@@ -85,4 +85,4 @@ def test_a_damaged_database_can_be_replaced(sample: Sample, tmp_path: Path) -> N
     aside = copies.restore(str(copy), sample.path)
     assert Path(aside).read_bytes() == rubbish
     with open_for_reading(sample.path) as connection:
-        assert read.problems(connection) == []
+        assert contents.problems(connection) == []

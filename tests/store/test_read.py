@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from policyd.opinion import CounterKey
-from policyd.store import clock, read
+from policyd.store import clock, contents, known, read
 from policyd.store.connect import open_for_admin, open_for_reading
 from policyd.store.read import Wanted
 from policyd.units import DAY, HOUR, MINUTE
@@ -191,11 +191,11 @@ def test_accounts_are_known_by_counts_steering_or_decisions(
             "INSERT INTO user_limit VALUES ('dave@example.org', 'messages', 1000, 1, '', '', 0, 0)"
         )
     for user in ("alice@example.org", "carol@example.org", "dave@example.org"):
-        assert read.is_known(reading, user), user
-    assert not read.is_known(reading, "alcie@example.org")
-    assert read.similar(reading, "alcie@example.org")[0] == "alice@example.org"
-    assert read.similar(reading, "dave") == ["dave@example.org"]
-    assert read.similar(reading, "zzz@nowhere.test") == []
+        assert known.is_known(reading, user), user
+    assert not known.is_known(reading, "alcie@example.org")
+    assert known.similar(reading, "alcie@example.org")[0] == "alice@example.org"
+    assert known.similar(reading, "dave") == ["dave@example.org"]
+    assert known.similar(reading, "zzz@nowhere.test") == []
 
 
 def test_a_counter_is_what_the_ledger_counted(sample: Sample, reading: sqlite3.Connection) -> None:
@@ -203,9 +203,9 @@ def test_a_counter_is_what_the_ledger_counted(sample: Sample, reading: sqlite3.C
     sample.ask(recipient="", recipient_count="3")
     key = CounterKey("user", "alice@example.org", "recipients/external")
     now = clock.ledger_now(reading)
-    assert read.counter(reading, key).used(HOUR, now) == 3
-    assert read.counter(reading, key._replace(value="nobody")).used(HOUR, now) == 0
-    assert [value for value, _ in read.counters(reading, "user", "recipients/external")] == [
+    assert known.counter(reading, key).used(HOUR, now) == 3
+    assert known.counter(reading, key._replace(value="nobody")).used(HOUR, now) == 0
+    assert [value for value, _ in known.counters(reading, "user", "recipients/external")] == [
         "alice@example.org"
     ]
 
@@ -215,20 +215,20 @@ def test_sizes_count_rows_and_tables(sample: Sample, reading: sqlite3.Connection
     sample.ask()
     sample.next_partition()
     sample.ask()
-    sizes = read.sizes(reading)
+    sizes = contents.sizes(reading)
     assert (sizes.decisions, sizes.partitions, sizes.counters) == (2, 2, 1)
     assert sizes.oldest_wall > 0
-    assert sum(octets for _, octets in read.table_sizes(reading)) <= sizes.page_size * sizes.pages
+    assert sum(octets for _, octets in contents.table_sizes(reading)) <= sizes.page_size * sizes.pages
 
 
 def test_problems_of_the_file_are_named(sample: Sample, reading: sqlite3.Connection) -> None:
     """A sound database has none; a damaged counter and a missing partition are named."""
     sample.ask()
-    assert read.problems(reading) == []
+    assert contents.problems(reading) == []
     sample.connection.execute("UPDATE counter SET cells = x'0901'")
     sample.connection.execute("DROP VIEW decision")
     sample.connection.execute("ALTER TABLE decision_1 RENAME TO decision_7")
-    found = read.problems(reading, quick=True)
+    found = contents.problems(reading, quick=True)
     assert "alice@example.org" in found[0]
     assert found[1:] == ["table decision_1 is missing", "table decision_7 is not in decision_partition"]
 
