@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -329,18 +329,20 @@ class Accounts:
 
     # --- upkeep ------------------------------------------------------------------------------------------------------
 
-    def save(self, connection: sqlite3.Connection, now: int, most: int = STEP_ROWS) -> bool:
+    def save(
+        self, begin: Callable[[], None], connection: sqlite3.Connection, now: int, most: int = STEP_ROWS
+    ) -> bool:
         """Write some of the rows that are behind, in a transaction of their own; whether there were any.
 
+        :param begin: begins it, and takes in what policyctl has changed, which these rows must not overwrite.
         :raises sqlite3.Error: nothing was written.
         """
-        users = [user for user in list(self._unsaved)[:most] if user in self._cache]
-        if not users:
-            self._unsaved.clear()
+        if not self._unsaved:
             return False
-        accounts = [self._cache[user] for user in users]
-        connection.execute("BEGIN IMMEDIATE")
+        begin()
         try:
+            users = [user for user in list(self._unsaved)[:most] if user in self._cache]
+            accounts = [self._cache[user] for user in users]
             self._write_rows(connection, accounts)
             connection.execute("COMMIT")
         except sqlite3.Error:
@@ -350,7 +352,9 @@ class Accounts:
         for account in accounts:
             account.saved_at = now
         self._unsaved.difference_update(users)
-        return True
+        if not users:
+            self._unsaved.clear()
+        return bool(users)
 
     def sweep(self, connection: sqlite3.Connection, now: int) -> bool:
         """Forget some recipients that were not written to for :data:`KNOWN_FOR`; whether there are more to look at."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from policyd.steering import ROWS, TABLES, Row
 from policyd.store.clock import ledger_now, wall
+from policyd.store.suspensions import end_expired
 from policyd.window import Counter
 
 _SELECT = {
@@ -88,7 +89,7 @@ _DROP = {
     "suspension": "DELETE FROM suspension WHERE user = ?",
     "milestone": "DELETE FROM milestone WHERE name = ?",
 }
-#: An expired row does nothing; it goes with the next change of its table.
+#: An expired row does nothing; it goes with the next change of its table. The end of a suspension is told, too.
 _PURGE = {
     "ban": "DELETE FROM ban WHERE expires_at > 0 AND expires_at <= ?",
     "allow": "DELETE FROM allow WHERE expires_at > 0 AND expires_at <= ?",
@@ -97,7 +98,6 @@ _PURGE = {
     "check_mode": "DELETE FROM check_mode WHERE expires_at > 0 AND expires_at <= ?",
     "sender_right": "DELETE FROM sender_right WHERE expires_at > 0 AND expires_at <= ?",
     "greylist_allow": "DELETE FROM greylist_allow WHERE expires_at > 0 AND expires_at <= ?",
-    "suspension": "DELETE FROM suspension WHERE expires_at > 0 AND expires_at <= ?",
     "milestone": "DELETE FROM milestone WHERE expires_at > 0 AND expires_at <= ?",
 }
 
@@ -154,7 +154,10 @@ class Change:
 
     def put(self, table: str, row: Row) -> Any:
         """Write ``row``, and return what it replaces: a row that was in force, or ``None``."""
-        self.connection.execute(_PURGE[table], (self.now,))
+        if table == "suspension":
+            end_expired(self.connection, self.now)
+        else:
+            self.connection.execute(_PURGE[table], (self.now,))
         before = find(self.connection, table, key_of(table, row), self.now)
         self.connection.execute(_PUT[table], row)
         return before

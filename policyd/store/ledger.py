@@ -22,6 +22,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from typing import Any, Protocol
 
 from policyd.accounts import Account
+from policyd.alert import Event
 from policyd.answer import Answer
 from policyd.decision import MEMORY, REFUSED, Decision, Earlier, Operation, Settled
 from policyd.opinion import CounterKey, Memory, MemoryKey, Proposal
@@ -49,6 +50,7 @@ from policyd.store.memory import Facts, Memories
 from policyd.store.statements import chunked, flat, insert_decisions, select_counters, upsert_counters
 from policyd.store.steering_sync import SteeringMirror
 from policyd.trial import counted, limits_of
+from policyd.store.suspensions import end_expired
 from policyd.watch import AUTHOR
 from policyd.window import Counter
 
@@ -103,7 +105,7 @@ class Ledger:
         self._dirty: set[CounterKey] = set()
         self._charges: list[Charge] = []
         self._notes = Notes()
-        #: When an event was told last, by kind and subject; ledger time.
+        #: When an event was told last, by kind and what it is about; ledger time.
         self._told: dict[tuple[str, str], int] = {}
         self.instances = Instances()
         #: Rows of a partition at the most.
@@ -328,8 +330,8 @@ class Ledger:
         batch.accounts.clear()
         for row in batch.notes.suspensions:
             self.steering.drop("suspension", (row.user,))
-        for _, _, kind, subject, *_ in batch.notes.events:
-            self._told.pop((kind, subject), None)
+        for _, _, kind, subject, _, facts in batch.notes.events:
+            self._told.pop(_thing(kind, subject, json.loads(facts)), None)
 
     def run_in_memory(self, operations: Sequence[Operation]) -> Batch:
         """Decide without the disk, as far as it can be read; the caller keeps the batch in the backlog."""
@@ -585,6 +587,8 @@ class Ledger:
     def tell(self, kind: str, subject: str, facts: Mapping[str, Any], once: int = 0) -> None:
         """See :class:`policyd.state.State`."""
         now, key = self.clock.now(), (kind, subject)
+        """See :class:`policyd.settle.State`."""
+        now, key = self.clock.now(), _thing(kind, subject, facts)
         if once:
             if now - self._told.get(key, now - once - 1) <= once:
                 return
@@ -737,6 +741,8 @@ class Ledger:
     def _write_notes(self, notes: Notes) -> None:
         connection = self.connection
         for row in notes.suspensions:
+            # Of one before it, whose time was over, too: what began is told to have ended first.
+            end_expired(connection, row.created_at, row.user)
             connection.execute("INSERT OR REPLACE INTO suspension VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         connection.executemany(
             "INSERT INTO event (at, wall_at, kind, subject, resolved, facts) VALUES (?, ?, ?, ?, ?, ?)",
@@ -757,3 +763,8 @@ class Ledger:
             "INSERT OR REPLACE INTO ledger_state VALUES (1, ?, ?, ?, ?, ?, ?)",
             (*self.clock.base(self.clock.now()), self._ref_seq, self._last_id),
         )
+
+
+def _thing(kind: str, subject: str, facts: Mapping[str, Any]) -> tuple[str, str]:
+    """What an event tells of: another limit of the same account is another thing."""
+    return kind, Event(0, 0, 0, kind, subject, False, facts).thing

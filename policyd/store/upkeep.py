@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sqlite3
@@ -12,11 +11,10 @@ from dataclasses import dataclass
 from policyd.errors import StoreBusy
 from policyd.steering import TABLES
 from policyd.store import locks, partitions
-from policyd.store.clock import wall
 from policyd.store.instances import IDENTITY
 from policyd.store.ledger import Ledger
+from policyd.store.suspensions import end_expired
 from policyd.units import DAY
-from policyd.watch import AUTHOR
 
 log = logging.getLogger("policyd.store")
 
@@ -135,7 +133,7 @@ class Upkeep:
             or (not self._crowded and self._index_one())
             or self._sweep_counters()
             or ledger.memories.tend(ledger.connection, ledger.clock.now())
-            or ledger.accounts.save(ledger.connection, ledger.clock.now())
+            or ledger.accounts.save(ledger.begin, ledger.connection, ledger.clock.now())
             or self._sweep_recipients()
         )
 
@@ -314,30 +312,6 @@ class Upkeep:
         self._recipients = ledger.accounts.sweep(ledger.connection, ledger.clock.now())
         return self._recipients
 
-    def _end_suspensions(self, now: int) -> None:
-        """Take away the suspensions whose time is over, and tell of it; they do not hold any more since then."""
-        connection = self._ledger.connection
-        for row in list(self._ledger.steering.suspensions.values()):
-            if not row.expires_at or row.expires_at > now:
-                continue
-            ended = connection.execute(
-                "DELETE FROM suspension WHERE user = ? AND expires_at = ?", (row.user, row.expires_at)
-            )
-            if not ended.rowcount:
-                continue
-            facts = json.dumps(
-                {"by": AUTHOR, "how": "its time is over", "detector": row.detector, "ref": row.ref}
-            )
-            connection.execute(
-                "INSERT INTO event (at, wall_at, kind, subject, resolved, facts) VALUES (?, ?, 'suspend', ?, 1, ?)",
-                (now, wall(), row.user, facts),
-            )
-            connection.execute(
-                "INSERT INTO history (at, wall_at, author, action, subject, detail, reason) "
-                "VALUES (?, ?, ?, 'release', ?, 'its time is over', '')",
-                (now, wall(), AUTHOR, row.user),
-            )
-
     def _prune_changes(self) -> None:
         """Delete old changes and expired entries, after what they say was taken in."""
         ledger, connection = self._ledger, self._ledger.connection
@@ -347,7 +321,7 @@ class Upkeep:
                 "DELETE FROM change WHERE generation < (SELECT max(generation) FROM change) - ?", (CHANGES,)
             )
             connection.execute("DELETE FROM event WHERE at < ?", (ledger.clock.now() - EVENTS,))
-            self._end_suspensions(ledger.clock.now())
+            end_expired(connection, ledger.clock.now())
             for table in TABLES:
                 connection.execute(
                     f"DELETE FROM {table} WHERE expires_at > 0 AND expires_at < ?",

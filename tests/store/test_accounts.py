@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from policyd.accounts import LOGS_LEARNED, digest
+from policyd.accounts import BY_HAND, LOGS_LEARNED, digest
 from policyd.checks import Context
 from policyd.checks.quota import Check, Options
 from policyd.decision import Settled
 from policyd.engine import Engine
 from policyd.request import Request
 from policyd.steering import Milestone
+from policyd.store import account_rows, admin
 from policyd.store import accounts as accounts_module
-from policyd.store import admin
 from policyd.store import ledger as ledger_module
 from policyd.store import sturdy as sturdy_module
 from policyd.store.connect import open_for_admin
@@ -130,6 +130,16 @@ def test_the_tier_that_is_stored_holds_at_once_and_what_policyctl_says_is_heard(
                 "INSERT INTO change (tbl, key) VALUES ('account', json_array(?))", (ALICE,)
             )
         assert [store.settled(ask()).verdict for _ in range(4)] == ["pass", "pass", "pass", "refuse"]
+
+
+def test_a_row_that_is_written_late_takes_back_nothing_that_policyctl_has_changed(place: Path) -> None:
+    """What only adds to a count is written some time later, and at the end: by then the admin may have put it into a tier."""
+    with Store(place, chain("more than 8 client networks per user in 10m")) as store:
+        for number in range(4):
+            store.settled(end_of(f"m{number}", 1, "bob@example.net"))
+        with open_for_admin(str(place)) as connection, admin.change(connection, "root") as change:
+            account_rows.put_into_tier(change, ALICE, "regular", BY_HAND)
+    assert row(place)["tier"] == "regular"
 
 
 def test_while_the_database_is_locked_marks_go_on_in_memory(

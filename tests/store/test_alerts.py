@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ from policyd.alertbook import Changes
 from policyd.store import alerts
 from policyd.store.alerts import Exchange, event_row, rows_of
 from policyd.store.connect import open_for_daemon
-from policyd.units import DAY
+from policyd.units import DAY, HOUR
 from policyd.window import Counter, slot_width
+from tests.fakes import Disk, Store, end_of, engine, quota_rule
 
 NOTHING = Changes({}, {}, {})
 
@@ -154,3 +156,17 @@ def test_a_suspension_is_told_with_how_much_got_out(connection: sqlite3.Connecti
         .events
     )
     assert [each.facts.get("passed") for each in events] == [{"recipients": 12}, {"recipients": 0}, None]
+
+
+def test_each_limit_of_an_account_is_told_for_itself(tmp_path: Path) -> None:
+    """That the hour is nearly used up does not keep it from being told that the day is."""
+    place = tmp_path / "policyd.db"
+    with Store(place, engine(quota_rule("10 messages per 1h", "11 messages per 1d"))) as store:
+        for number in range(12):
+            store.settled(end_of(f"m{number}", 1))
+    rows = Disk(place).query("SELECT kind, facts FROM event ORDER BY id")
+    assert [(kind, json.loads(facts)["window"]) for kind, facts in rows] == [
+        ("quota-80%", HOUR),
+        ("quota-80%", DAY),
+        ("quota-100%", HOUR),
+    ]
