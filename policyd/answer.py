@@ -12,6 +12,7 @@ The grammar (access(5), and the reasons in each rule):
 from __future__ import annotations
 
 import re
+import shlex
 from typing import NamedTuple
 
 MAX_TEXT_BYTES = 400
@@ -87,6 +88,20 @@ def escape(text: str, limit: int = 200) -> str:
     if not (text.isascii() and text.isprintable() and "\\" not in text):
         text = text.encode("unicode_escape").decode("ascii")
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def shell_word(text: str) -> str:
+    """``text`` from outside as one word of a command that is printed to be pasted: ASCII, and to the command the same text.
+
+    What is not printable ASCII stands as ``\\xNN`` between ``$'`` and ``'``, which bash, zsh and ksh read.
+    """
+    if text.isascii() and text.isprintable():
+        return shlex.quote(text)
+    octets = text.encode("utf-8", "backslashreplace")
+    plain = "".join(
+        chr(octet) if 32 <= octet < 127 and octet not in b"\\'" else f"\\x{octet:02x}" for octet in octets
+    )
+    return f"$'{plain}'"
 
 
 def clip(text: str) -> str:

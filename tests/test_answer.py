@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 
 import pytest
 from hypothesis import example, given, settings
@@ -19,6 +20,7 @@ from policyd.answer import (
     clip,
     escape,
     make_answer,
+    shell_word,
 )
 from policyd.wire import encode
 
@@ -225,3 +227,33 @@ def test_clip_marks_what_it_cut_and_what_it_replaced() -> None:
     assert clip("x" * 400) == "x" * 400
     assert clip("x" * 401) == "x" * 397 + "..."
     assert clip("\u4f8b" * 200) == "\u4f8b" * 132 + "..."
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(
+        st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=12),
+        min_size=1,
+    )
+)
+@example(
+    [
+        "",
+        "EXAMPLE\\jdoe",
+        "j\u00fcrgen@example.org",
+        "x'; touch /tmp/x",
+        "$(id)",
+        "`id`",
+        "\u00e9A",
+        "a\nb",
+        "<>",
+    ]
+)
+def test_a_word_of_a_command_to_paste_is_the_same_text_to_the_command(words: list[str]) -> None:
+    """In bash, in ASCII on one line, and whole however long it is."""
+    pasted = [shell_word(word) for word in [*words, "a" * 250]]
+    assert all(word.isascii() and word.isprintable() for word in pasted)
+    said = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {' '.join(pasted)}"], capture_output=True, check=True, timeout=60
+    )
+    assert said.stdout.decode().split("\0")[:-1] == [*words, "a" * 250]

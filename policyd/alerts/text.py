@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from policyd.alert import KINDS, TEST, Alert
-from policyd.answer import escape
-from policyd.units import format_duration
+from policyd.answer import escape, shell_word
+from policyd.units import UNITS, format_duration
 
 _YEAR_9000 = 221_845_392_000_000
 #: Values of one fact that are written out.
@@ -173,25 +172,24 @@ def _shown(value: Any) -> str:
 
 
 def _commands(alert: Alert) -> Iterator[tuple[str, str]]:
-    who = shlex.quote(escape(alert.subject))
+    who = shell_word(alert.subject)
     ref = alert.facts.get("ref")
     match alert.kind:
-        case "suspend" | "detect" | "quota-80%" | "quota-100%":
+        case "quota-80%" | "quota-100%":
+            yield from _about_quota(who, alert.facts)
+        case "suspend" | "detect":
             yield "look", f"policyctl user show {who}"
             if isinstance(ref, str) and ref:
-                yield "look", f"policyctl explain {shlex.quote(escape(ref))}"
+                yield "look", f"policyctl explain {shell_word(ref)}"
             if alert.resolved:
                 return
-            if alert.kind in ("suspend", "detect"):
-                yield "what got out", f"policyctl log --user {who} --since 1d --action pass"
-                yield "in the queue", f"policyctl queue {who}"
-                yield "act", f"policyctl queue {who} --hold"
+            yield "what got out", f"policyctl log --user {who} --since 1d --action pass"
+            yield "in the queue", f"policyctl queue {who}"
+            yield "act", f"policyctl queue {who} --hold"
             if alert.kind == "suspend":
                 yield "undo", f"policyctl release {who} --note 'password changed'"
-            elif alert.kind == "detect":
-                yield "act", f"policyctl ban user {who} --for 1d"
             else:
-                yield "widen", f"policyctl grant {who} 500 recipients --for 1d"
+                yield "act", f"policyctl ban user {who} --for 1d"
         case "dnsbl-sick":
             yield "look", f"policyctl dnsbl show {who}"
             if not alert.resolved:
@@ -209,3 +207,15 @@ def _commands(alert: Alert) -> Iterator[tuple[str, str]]:
             yield "look", "policyctl status"
         case _ if alert.kind == TEST:
             yield "look", "policyctl alert list --all"
+
+
+def _about_quota(who: str, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    scope, unit, limit, window = (facts.get(name) for name in ("scope", "unit", "limit", "window"))
+    if scope in (None, "user"):
+        yield "look", f"policyctl user show {who}"
+        if unit in UNITS and isinstance(limit, int) and limit > 0:
+            yield "widen", f"policyctl grant {who} {limit} {unit} --for 1d"
+    elif unit in UNITS and isinstance(window, int) and window > 0:
+        # What is no account has no grant.
+        per = f"--per {shell_word(str(scope))} --unit {unit} --window {format_duration(window)}"
+        yield "look", f"policyctl quota top {per}"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from policyd.accounts import BY_HAND, Account
-from policyd.answer import escape
+from policyd.answer import escape, shell_word
 from policyd.cli.common import Session, Times, did_you_mean
 from policyd.errors import NotFound
 from policyd.tiers import Tiers
@@ -60,11 +59,6 @@ def tier_named(session: Session, name: str, what_helps: str = "") -> str:
     there = ", ".join(map(escape, tiers.all)) or "none"
     near = did_you_mean(name, tiers.all) or f"; there is {there}"
     raise NotFound(f"{session.config_path} has no tier {escape(name)!r}{near}{what_helps}")
-
-
-def quoted(user: str) -> str:
-    """The account as it is typed in a command."""
-    return shlex.quote(escape(user))
 
 
 def suspension_text(row: Suspension, times: Times) -> str:
@@ -128,7 +122,7 @@ def suspension_in_force(connection: sqlite3.Connection, user: str, now: int) -> 
 
 def release_command(user: str) -> str:
     """What takes a suspension back."""
-    return f"policyctl release {quoted(user)} --note TEXT"
+    return f"policyctl release {shell_word(user)} --note TEXT"
 
 
 def confirmed(question: str, yes: bool) -> None:

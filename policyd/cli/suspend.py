@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from policyd.accounts import LEARNED, PROMOTED
-from policyd.answer import escape
-from policyd.cli.accounts import quoted, suspension_text
+from policyd.answer import escape, shell_word
+from policyd.cli.accounts import suspension_text
 from policyd.cli.common import (
     Session,
     Terms,
@@ -58,7 +58,7 @@ def suspend(session: Session, user: str, force: bool, terms: Terms) -> None:
     if suspending.spares(user):
         raise UserError(
             f"{escape(user)} is in never of [suspend]; take it out of {session.config_path} first, or "
-            f"'policyctl ban user {quoted(user)}'"
+            f"'policyctl ban user {shell_word(user)}'"
         )
     with session.changing() as connection:
         known_user(connection, user, force)
@@ -167,7 +167,7 @@ def release(
     )
     if not changed and not forgive:
         session.note("the password is the old one: whoever stole it can go on")
-    session.note(f"'policyctl queue {quoted(user)}' shows what of it waits in Postfix's queue")
+    session.note(f"'policyctl queue {shell_word(user)}' shows what of it waits in Postfix's queue")
 
 
 def _somebody_types() -> bool:
@@ -233,6 +233,8 @@ def _not_suspended(session: Session, connection: sqlite3.Connection, user: str, 
     from policyd.store import admin
 
     if admin.find(connection, "ban", ("user", user), times.now) is not None:
-        return f"{escape(user)} is banned, not suspended; 'policyctl unban user {quoted(user)}' lifts that"
+        return (
+            f"{escape(user)} is banned, not suspended; 'policyctl unban user {shell_word(user)}' lifts that"
+        )
     known_user(connection, user, False, "; 'policyctl bans suspended' lists who is suspended")
     return f"{escape(user)} is not suspended; 'policyctl bans suspended' lists who is"

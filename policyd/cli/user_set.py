@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from policyd.accounts import BY_HAND
-from policyd.answer import escape
-from policyd.cli.accounts import quoted, reason_of_tier, spoken_reason, tier_named
+from policyd.answer import escape, shell_word
+from policyd.cli.accounts import reason_of_tier, spoken_reason, tier_named
 from policyd.cli.common import (
     Session,
     Terms,
@@ -161,5 +161,5 @@ def _show_note(session: Session, user: str, force: bool) -> None:
         known_user(connection, user, force, "")
         known = account_rows.find(connection, user)
     text = known.note if known is not None else ""
-    shown = escape(text, 500) or f"no note; 'policyctl user note {quoted(user)} TEXT' makes one"
+    shown = escape(text, 500) or f"no note; 'policyctl user note {shell_word(user)} TEXT' makes one"
     session.done({"user": user, "note": text}, shown)

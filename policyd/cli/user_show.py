@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from policyd.accounts import Account
-from policyd.answer import escape
+from policyd.answer import escape, shell_word
 from policyd.cli.accounts import (
     evidence_lines,
-    quoted,
     reason_of_tier,
     release_command,
     spoken_reason,
@@ -184,15 +183,13 @@ def _most(seen: Iterable[tuple[str, int]]) -> list[Seen]:
 
 def helps(found: Found) -> list[str]:
     """The commands that fit what was found."""
-    name = quoted(found.user)
+    name = shell_word(found.user)
     commands = []
     if found.suspension is not None:
         commands += [release_command(found.user), f"policyctl queue {name}"]
         if found.suspension.ref:
             commands.append(f"policyctl explain {escape(found.suspension.ref)}")
-    commands += [
-        f"policyctl unban {ban.kind} {quoted(ban.value) if ban.value else '<>'}" for ban in found.bans
-    ]
+    commands += [f"policyctl unban {ban.kind} {shell_word(ban.value or '<>')}" for ban in found.bans]
     if any(usage.full and usage.scope == "user" and usage.mode == "enforce" for usage in found.usages):
         commands.append(f"policyctl grant {name} AMOUNT UNIT --for 1d")
     if found.reason == "hand":

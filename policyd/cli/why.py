@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from policyd.answer import escape
+from policyd.answer import escape, shell_word
 from policyd.cli.accounts import (
     release_command,
     suspension_in_force,
@@ -214,10 +213,8 @@ class Findings:
         if self.suspension is not None:
             commands.append(release_command(self.subject.name))
         if self.bans:
-            commands += [
-                f"policyctl unban {ban.kind} {shlex.quote(escape(ban.value) or '<>')}" for ban in self.bans
-            ]
-        name = shlex.quote(escape(self.subject.name))
+            commands += [f"policyctl unban {ban.kind} {shell_word(ban.value or '<>')}" for ban in self.bans]
+        name = shell_word(self.subject.name)
         for usage in self.full:
             if usage.scope == "user":
                 commands.append(
@@ -226,11 +223,11 @@ class Findings:
         if self.subject.is_client and not self.bans:
             commands.append(f"policyctl allow client {name} --for 1d")
         if self.full and not commands:
-            commands.append(f"policyctl check shadow {shlex.quote(self.decision.by)} --for 1h")
+            commands.append(f"policyctl check shadow {shell_word(self.decision.by)} --for 1h")
         if self.suspension is not None and self.suspension.ref:
             commands.append(f"policyctl explain {escape(self.suspension.ref)}")
         if not commands and self.decision.by:
-            commands.append(f"policyctl check shadow {shlex.quote(escape(self.decision.by))} --for 1h")
+            commands.append(f"policyctl check shadow {shell_word(self.decision.by)} --for 1h")
         return list(dict.fromkeys(commands))
 
     def can_send_at(self) -> int:

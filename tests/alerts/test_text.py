@@ -69,6 +69,41 @@ def test_the_numbers_of_a_quota() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("facts", "commands"),
+    [
+        (
+            {"scope": "user", "limit": 20, "unit": "messages"},
+            [
+                "policyctl user show alice@example.org",
+                "policyctl grant alice@example.org 20 messages --for 1d",
+            ],
+        ),
+        (
+            {"scope": "user", "limit": 5_000_000, "unit": "bytes"},
+            [
+                "policyctl user show alice@example.org",
+                "policyctl grant alice@example.org 5000000 bytes --for 1d",
+            ],
+        ),
+        (
+            {"scope": "client:mx", "limit": 20, "unit": "recipients"},
+            ["policyctl quota top --per client:mx --unit recipients --window 1h"],
+        ),
+        (
+            {"scope": "server", "limit": 20, "unit": "bytes"},
+            ["policyctl quota top --per server --unit bytes --window 1h"],
+        ),
+        ({"scope": "user", "limit": "much", "unit": "; reboot"}, ["policyctl user show alice@example.org"]),
+        ({"scope": "client", "limit": 1, "unit": "; reboot"}, []),
+    ],
+)
+def test_what_helps_against_a_limit(facts: dict[str, Any], commands: list[str]) -> None:
+    """More of the unit that is used up; what is no account is not looked for, nor granted anything, as one."""
+    said = words(alert("quota-100%", used=1, window=3_600_000, **facts))
+    assert [command for _, command in said.commands] == commands
+
+
 def test_many_together() -> None:
     """A flood is one text with one line each, and how many are left out."""
     events = [
