@@ -49,8 +49,8 @@ from policyd.store.instances import IDENTITY, Instances, earlier_of
 from policyd.store.memory import Facts, Memories
 from policyd.store.statements import chunked, flat, insert_decisions, select_counters, upsert_counters
 from policyd.store.steering_sync import SteeringMirror
-from policyd.trial import counted, limits_of
 from policyd.store.suspensions import end_expired
+from policyd.trial import counted, limits_of
 from policyd.watch import AUTHOR
 from policyd.window import Counter
 
