@@ -85,7 +85,7 @@ def _look(session: Session, connection: sqlite3.Connection, running: bool | None
         "running": running,
         "pid": daemon_pid(session.database) if running else None,
         "policy_of_file": config.policy_version or None,
-        "policy_in_force": _in_force(connection, times.now + times.ahead) if running else None,
+        "policy_in_force": in_force(connection, times.now + times.ahead) if running else None,
         "policy_of_last_decision": newest[0].policy if newest else None,
         "last_decision": iso(newest[0].wall_at) if newest else None,
         "generation": steering.generation,
@@ -137,7 +137,7 @@ def _look(session: Session, connection: sqlite3.Connection, running: bool | None
     return found
 
 
-def _in_force(connection: sqlite3.Connection, now: int) -> str | None:
+def in_force(connection: sqlite3.Connection, now: int) -> str | None:
     """By which policy the daemon says that it decides, at wall time ``now`` (ms); ``None`` when it has not said so lately."""
     from policyd.cli.status_dns import STALE
     from policyd.store.health import read_health
@@ -163,15 +163,15 @@ def daemon_pid(database: str) -> int | None:
 
 
 def _policy_warnings(found: dict[str, Any]) -> list[str]:
-    now, in_force = found["policy_of_file"], found["policy_in_force"]
+    now, decides = found["policy_of_file"], found["policy_in_force"]
     if now is None:
         return [
             "the file has errors, so policyd would not start with it; what it runs with holds; see 'policyctl config check'"
         ]
-    if in_force in (None, now):
+    if decides in (None, now):
         return []
     return [
-        f"policyd decides by policy {escape(in_force)}, the file's is {now}; 'systemctl reload policyd' takes the file over"
+        f"policyd decides by policy {escape(decides)}, the file's is {now}; 'systemctl reload policyd' takes the file over"
     ]
 
 

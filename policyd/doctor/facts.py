@@ -104,9 +104,10 @@ class Asked:
 
     #: Decisions by (direction, stage).
     stages: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    #: Wall time of the newest decision at all, ms, and the policy that made it.
+    #: Wall time of the newest decision at all, ms.
     newest: int = 0
-    policy: str = ""
+    #: The policy by which the daemon says that it decides; ``""``: it has not said so lately.
+    in_force: str = ""
     #: Checks and lists whose mode was set by hand.
     modes: Mapping[str, str] = field(default_factory=dict)
     #: Sick blocklists, and why.
@@ -156,8 +157,6 @@ class Facts:
     config: Config | None = None
     #: Why the configuration is refused; empty: it is not.
     config_problem: str = ""
-    #: Whether the file is newer than the newest decision was.
-    config_changed: bool = False
     #: Where policyd listens, as in the configuration, with the sockets of systemd.
     listeners: tuple[tuple[str, str], ...] = ()
     running: bool | None = True

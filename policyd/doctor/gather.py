@@ -79,10 +79,6 @@ def _policyd(session: Session, config: Config, found: dict[str, Any], unseen: di
     # Not within: there root acts as the owner of the database, who may not be able to read Python's own modules.
     if "asked" in found:
         found["asked"] = replace(found["asked"], missing=look_database.missing(config, found["asked"].stages))
-        changed = max(
-            (os.stat(each).st_mtime for each in [session.config_path] if os.path.exists(each)), default=0
-        )
-        found["config_changed"] = changed * 1000 > found["asked"].newest
     pid = daemon_pid(path) if found["running"] else None
     if pid is not None:
         found["process"] = look_process.process(pid)

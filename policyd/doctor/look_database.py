@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 
 from policyd.cli import status_dns
+from policyd.cli.status import in_force
 from policyd.config import Config
 from policyd.doctor.facts import Asked, Database
 from policyd.store import admin, contents, read
@@ -80,7 +81,7 @@ def asked(connection: sqlite3.Connection) -> Asked:
     return Asked(
         stages,
         newest[0].wall_at if newest else 0,
-        newest[0].policy if newest else "",
+        in_force(connection, wall()) or "",
         modes,
         sick,
     )

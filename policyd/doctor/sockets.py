@@ -38,13 +38,13 @@ def config_refused(facts: Facts) -> Iterator[Finding]:
 
 def config_not_loaded(facts: Facts) -> Iterator[Finding]:
     """A file that was changed and not taken over."""
-    if facts.config is None or facts.asked is None or not facts.running or not facts.asked.policy:
+    if facts.config is None or facts.asked is None or not facts.running or not facts.asked.in_force:
         return
-    if facts.asked.policy != facts.config.policy_version and facts.config_changed:
+    if facts.asked.in_force != facts.config.policy_version:
         yield Finding(
             "config-not-loaded",
             WARNING,
-            f"the file says policy {facts.config.policy_version}, and the last decision was made by {facts.asked.policy}",
+            f"the file says policy {facts.config.policy_version}, and policyd decides by {facts.asked.in_force}",
             "what was changed in the file does not hold yet",
             "systemctl reload policyd",
         )

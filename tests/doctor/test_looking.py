@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -15,11 +16,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policyd.doctor import look_clock, look_disks, look_maillog, look_nameservers, look_process, look_sockets
+from policyd.doctor import (
+    look_clock,
+    look_database,
+    look_disks,
+    look_maillog,
+    look_nameservers,
+    look_process,
+    look_sockets,
+)
 from policyd.doctor.facts import MailLog
 from policyd.doctor.holes import older_debian
 from policyd.match import NetworkSet, parse_network
+from policyd.store.clock import wall
+from policyd.store.health import write_health
+from policyd.units import DAY
 from tests.dns.server import DnsServer
+from tests.sample_database import Sample
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -129,3 +142,15 @@ def test_versions_that_matter() -> None:
     assert older_debian("22.4.0-4", "22.4.0-4+deb12u1")
     assert not older_debian("24.11.0-1", "22.4.0-4+deb12u1")
     assert older_debian("1:1.0~rc1-1", "1:1.0-1")
+
+
+def test_the_policy_in_force_is_the_one_that_the_daemon_names(tmp_path: Path) -> None:
+    """Right after a reload no decision was made by the new policy yet, and long after a change that nobody loaded many were by
+    the old one: only the daemon knows by which it decides."""
+    with contextlib.closing(Sample(tmp_path / "policyd.db")) as sample:
+        sample.ask()
+        assert look_database.asked(sample.connection).in_force == ""
+        write_health(sample.connection, [("policy", "0123abcd", wall(), {})], wall())
+        assert look_database.asked(sample.connection).in_force == "0123abcd"
+        write_health(sample.connection, [("policy", "0123abcd", wall(), {})], wall() - DAY)
+        assert look_database.asked(sample.connection).in_force == ""

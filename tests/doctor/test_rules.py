@@ -82,7 +82,7 @@ PLANTED: list[tuple[str, Callable[[Facts], Facts], str]] = [
     ),
     (
         "config-not-loaded",
-        lambda facts: but(replace(facts, config_changed=True), "asked", policy="00000000"),
+        lambda facts: but(facts, "asked", in_force="00000000"),
         "systemctl reload policyd",
     ),
     (
