@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -35,7 +36,7 @@ FIELDS = {
 }
 _TIMES = ("tier_since", "probation_until", "first_seen", "last_seen", "last_incident")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-#: A text in a file can be no longer, octets.
+#: A line can be no longer, characters.
 _LONGEST = 100_000
 
 
@@ -124,11 +125,11 @@ class Reader:
             self._text.detach()
 
     def _of_json(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, line in enumerate(self._text, 1):
+        for number, line in self._lines():
             if not line.strip():
                 continue
             try:
-                values = json.loads(line) if len(line) <= _LONGEST else None
+                values = json.loads(line)
             except (ValueError, RecursionError):
                 values = None
             if isinstance(values, dict):
@@ -136,15 +137,30 @@ class Reader:
             else:
                 self._told(f"line {number}: is no JSON object")
 
+    def _lines(self) -> Iterator[tuple[int, str]]:
+        """Each line with its number; what has no end of line is not read to its end."""
+        for number in itertools.count(1):
+            line = self._text.readline(_LONGEST + 1)
+            if len(line) > _LONGEST:
+                raise UserError(
+                    f"line {number}: is longer than {_LONGEST} characters; is this a list of accounts?"
+                )
+            if not line:
+                return
+            yield number, line
+
     def _of_csv(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        first = self._text.readline()
+        lines = (line for _, line in self._lines())
+        first = next(lines, "")
         # What a spreadsheet saves where the comma stands in numbers.
         delimiter = ";" if ";" in first and "," not in first else ","
         names = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
         if "user" not in names:
             raise UserError(f"has no column 'user' in its first line; the columns are {', '.join(FIELDS)}")
         _check_names(names)
-        reader = csv.reader(self._text, delimiter=delimiter)
+        if twice := next((name for name in FIELDS if names.count(name) > 1), None):
+            raise UserError(f"has the column {twice!r} twice in its first line; leave one of them out")
+        reader = csv.reader(lines, delimiter=delimiter)
         try:
             for cells in reader:
                 number = reader.line_num + 1
