@@ -68,8 +68,10 @@ def boolean(value: Any) -> bool:
 
 def whole(value: Any) -> int:
     """A whole number that is not negative."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"must be a whole number, not {_kind(value)}")
+    if isinstance(value, float) or value < 0:
+        raise ValueError(f"must be a whole number from 0 on, not {value}")
     return value
 
 

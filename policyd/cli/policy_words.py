@@ -31,7 +31,9 @@ class Section(NamedTuple):
 def policy(config: Config, modes: Mapping[str, str]) -> tuple[str, list[Section]]:
     """The title and the sections. ``modes`` are those that were set by hand, by the name of the check or detector."""
     words = _Words(config, modes)
-    who = ", ".join(sorted(config.site.domains)) or "this server"
+    # Postfix takes mail for localhost, too; to those who read this it is no address.
+    domains = [domain for domain in sorted(config.site.domains) if "." in domain.strip(".")]
+    who = ", ".join(domains) or "this server"
     sections = [
         Section("How much may be sent", tuple(words.limits())),
         Section("What counts as a violation", tuple(words.violations())),

@@ -121,6 +121,13 @@ def test_each_detector_has_a_sentence(tmp_path: Path, noun: str) -> None:
     )
 
 
+def test_the_page_is_headed_with_names_that_mean_something_to_its_readers(tmp_path: Path) -> None:
+    """`postfix enable` takes over what Postfix has mail for, localhost among it; nobody has an address there."""
+    (tmp_path / "policyd.toml").write_text(POLICY.replace('["example.org"]', '["localhost", "example.org"]'))
+    title, _ = policy(load(tmp_path / "policyd.toml", options_of), {})
+    assert title == "Acceptable use of mail at example.org"
+
+
 def test_markdown_and_json(tmp_path: Path) -> None:
     """A page with headings, in which nothing of a name is taken for markup; and the same for programs."""
     place = Place(tmp_path)
