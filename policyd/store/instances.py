@@ -1,8 +1,8 @@
 """Knows again what was asked before: the decisions of each mail transaction (``instance``) of the last hour.
 
 Three layers, so that a new request costs no look into the database and memory stays bounded. The latest transactions
-are held in memory, each whole. Before them stands a bit per transaction, by its hash: "no" is certain, "perhaps" has to
-be read. Two fields of bits take turns, so each is remembered for an hour or more. Until the fields have been filled from the
+are held in memory, each whole. One that is let go leaves two bits, by its hash: "no" is certain, "perhaps" has to be read.
+Two fields of bits take turns, so each is remembered for an hour or more. Until the fields have been filled from the
 database after a start, everything is "perhaps".
 """
 
@@ -19,8 +19,8 @@ from policyd.units import HOUR
 
 #: How long a request is known again, ms.
 IDENTITY = HOUR
-#: Bits of one field; with a million transactions an hour one new one in seventeen is looked up for nothing.
-BITS = 1 << 24
+#: Bits of one field. With five million transactions in an hour or two one new one in fifteen is looked up for nothing.
+BITS = 1 << 25
 #: Transactions held in memory, and decisions of them all.
 TRANSACTIONS = 2_000
 DECISIONS = 8_000
@@ -62,8 +62,10 @@ class Instances:
         for request in requests:
             instance = request.instance
             if instance and (instance not in held or instance in self._partial):
-                bit = hash(instance) & (BITS - 1)
-                if not complete or (new[bit >> 3] | old[bit >> 3]) & (1 << (bit & 7)):
+                for bit in _bits(instance) if complete else ():
+                    if not (new[bit >> 3] | old[bit >> 3]) & (1 << (bit & 7)):
+                        break
+                else:
                     wanted[instance] = None
         return list(wanted)
 
@@ -106,8 +108,6 @@ class Instances:
     def add(self, decision: Decision) -> None:
         """A request was decided."""
         instance = decision.request.instance
-        bit = hash(instance) & (BITS - 1)
-        self._new[bit >> 3] |= 1 << (bit & 7)
         self._decisions += 1
         held = self._held.get(instance)
         if held is None:
@@ -124,6 +124,10 @@ class Instances:
         if not kept:
             self._held.pop(decision.request.instance, None)
 
+    def _mark(self, instance: str) -> None:
+        for bit in _bits(instance):
+            self._new[bit >> 3] |= 1 << (bit & 7)
+
     def trim(self, now: int, unwritten: int) -> None:
         """Let go of the oldest.
 
@@ -131,6 +135,8 @@ class Instances:
         """
         if len(self._held) > TRANSACTIONS + unwritten or self._decisions > DECISIONS + unwritten:
             for instance in list(self._held)[: max(1, (len(self._held) - unwritten) // 4)]:
+                # Only now: what was decided and taken back, because something had to be read first, is as new as before.
+                self._mark(instance)
                 self._decisions -= len(self._held.pop(instance))
                 self._partial.discard(instance)
             if len(self._partial) > TRANSACTIONS + unwritten:
@@ -154,14 +160,18 @@ class Instances:
                 (self._below if self._below is not None else 1 << 62, STEP_ROWS),
             ).fetchall()
             for _, _, instance in rows:
-                bit = hash(instance) & (BITS - 1)
-                self._new[bit >> 3] |= 1 << (bit & 7)
+                self._mark(instance)
             self._below = rows[-1][0] if len(rows) == STEP_ROWS else partition.first_id
             if rows and rows[-1][1] < since:
                 break
             return True
         self.complete = True
         return False
+
+
+def _bits(instance: str) -> tuple[int, int]:
+    mark = hash(instance)
+    return mark & (BITS - 1), mark >> 32 & (BITS - 1)
 
 
 def _earlier(decision: Decision) -> Earlier:

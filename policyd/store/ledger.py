@@ -481,6 +481,9 @@ class Ledger:
             decisions.append(decision)
             if request.instance:
                 self.instances.add(decision)
+            if self._staging is not None and self._staging is not Stage.STAGED:
+                # All of it will be decided again.
+                break
         return Batch(decisions, self._charges, self.memories.decided(), self.accounts.decided(), self._notes)
 
     def trim(self, but: Container[tuple[str, ...]] = ()) -> None:
