@@ -186,3 +186,83 @@ def test_the_shells_complete_commands(shell: str) -> None:
 
     assert f"_POLICYCTL_COMPLETE={shell}_complete" in asked("source")
     assert "unban" in re.split(r"[,\s]", asked("complete", COMP_WORDS="policyctl unb", COMP_CWORD="1"))
+
+
+def script(name: str, tmp_path: Path, *arguments: str, **commands: str) -> subprocess.CompletedProcess[str]:
+    """A maintainer script, with its paths under ``tmp_path``, and with these commands instead of the machine's."""
+    for command, body in {"chown": 'echo "chown $*"', "rm": "true", **commands}.items():
+        path = tmp_path / "bin" / command.replace("_", "-")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+        path.chmod(0o755)
+    text = (ROOT / f"packaging/debian/policyd.{name}").read_text(encoding="utf-8")
+    return subprocess.run(
+        ["sh", "-s", "--", *arguments],
+        input=re.sub(r"/(etc|var)/", rf"{tmp_path}/\1/", text),
+        env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("rights", "before", "given"),
+    [
+        ("root:root:640", "", True),
+        ("root:root:644", "", True),
+        ("root:root:640", "0.1.0", True),
+        ("root:policyd:640", "0.1.0", False),
+        ("root:mail:640", "0.1.0", False),
+    ],
+)
+def test_the_configuration_is_given_to_the_daemon(
+    tmp_path: Path, rights: str, before: str, given: bool
+) -> None:
+    """At first, and when dpkg puts back one that was deleted (--force-confmiss); else its rights are the admin's."""
+    (tmp_path / "etc/policyd").mkdir(parents=True)
+    config = tmp_path / "etc/policyd/policyd.toml"
+    config.touch()
+    done = script(
+        "postinst",
+        tmp_path,
+        "configure",
+        before,
+        stat=f"echo {rights}",
+        systemd_sysusers="true",
+        dpkg_statoverride="false",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == (["chown", "root:policyd", str(config)] if given else [])
+
+
+def test_a_configuration_that_was_deleted_stops_no_installation(tmp_path: Path) -> None:
+    """dpkg leaves it deleted."""
+    done = script("postinst", tmp_path, "configure", "0.1.0", dpkg_statoverride="false")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_user_that_cannot_be_removed_stops_no_purge(tmp_path: Path) -> None:
+    """Somebody has a shell as policyd: it is said, and the package is gone all the same."""
+    done = script(
+        "postrm",
+        tmp_path,
+        "purge",
+        getent="true",
+        userdel="exit 8",
+        groupdel="echo 'primary group' >&2; exit 8",
+    )
+    assert done.returncode == 0
+    assert "user policyd is still there" in done.stderr
+    assert "group policyd is still there" in done.stderr
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("how", ["remove", "upgrade"])
+def test_whoever_removes_what_postfix_asks_is_told(tmp_path: Path, how: str, asked: bool) -> None:
+    """Submission would wait; only then, and never at an upgrade."""
+    asks = "policyd_submission = check_policy_service { unix:policyd/policy.sock, timeout=10s }"
+    others = "spf = check_policy_service unix:private/policyd-spf"
+    done = script("prerm", tmp_path, how, postconf=f"echo '{asks if asked else others}'")
+    assert done.returncode == 0
+    assert ("policyctl postfix disable" in done.stderr) == (asked and how == "remove")
