@@ -7,8 +7,9 @@ transaction, for when that will not do. Statements that take a whole batch let g
 once a row, so the loop goes on.
 
 The counters in memory are a cache of the counter table. When a commit fails, the decisions of the batch stand (they
-are about to be answered) and go to the backlog: decisions and charges that are not on disk yet. The next transaction
-that succeeds writes the backlog on top of what the table says then, so nothing is lost and nothing is counted twice.
+are about to be answered) and go to the backlog: decisions and charges that are not on disk yet. Transactions that
+succeed later write it in parts, each on top of what the table says then: so nothing is lost, nothing is counted twice, and
+a backlog for which there is not enough room is written as far as there is.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from policyd.settle import recipients_of
 from policyd.steering import Steering, Suspension
 from policyd.store import partitions
 from policyd.store.accounts import Accounts, Layer, Pair
+from policyd.store.backlog import Backlog, some
 from policyd.store.batch import (
     REF_SPACE,
     Batch,
@@ -40,7 +42,6 @@ from policyd.store.batch import (
     Stage,
     Staged,
     Unread,
-    bindable,
     reference,
     row_of,
 )
@@ -97,7 +98,7 @@ class Ledger:
         self.mirror = SteeringMirror(connection)
         self.memories = Memories()
         self.accounts = Accounts()
-        self.backlog = self._empty_backlog()
+        self.backlog = Backlog()
         self._settle = settle
         self._stopwatch = stopwatch
         self._report = report
@@ -131,9 +132,6 @@ class Ledger:
         )
         self.partitions = known
 
-    def _empty_backlog(self) -> Batch:
-        return Batch([], [], self.memories.unwritten, self.accounts.unwritten, Notes())
-
     def reopened(self, connection: sqlite3.Connection) -> None:
         """Go on with another connection, perhaps to another file; what is in memory and unwritten stays."""
         before, kept = self.connection, self._counters
@@ -142,10 +140,10 @@ class Ledger:
         try:
             self._load()
             self._renumber()
-            self._replay(self.backlog.charges)
+            self._replay(self.backlog.charges())
             self.memories.reopened()
             self.accounts.reopened()
-            for row in self.backlog.notes.suspensions:
+            for row in self.backlog.suspensions():
                 self.steering.put("suspension", row)
         except BaseException:
             self.connection = self.mirror.connection = before
@@ -155,16 +153,15 @@ class Ledger:
     def _renumber(self) -> None:
         """Give what is unwritten numbers above those on disk, which a start that could read nothing did not know."""
         row = self.connection.execute("SELECT decision_id FROM ledger_state").fetchone()
-        kept = [decision for decision in self.backlog.decisions if decision is not None]
-        shift = row[0] - kept[0].id + 1 if row and kept else 0
+        first = self.backlog.first_id()
+        shift = row[0] - first + 1 if row and first else 0
         if shift > 0:
-            self.backlog = self.backlog._replace(
-                decisions=[decision._replace(id=decision.id + shift) for decision in kept]
-            )
+            self.backlog.renumber(shift)
             self._last_id += shift
 
     def begin_anew(self, connection: sqlite3.Connection) -> None:
-        """Go on in a new, empty database: what is known in memory, counters too, is written there.
+        """Go on in a new, empty database: what is known in memory, counters too, is written there. The rows of decisions
+        and the facts stay in the backlog.
 
         :raises sqlite3.Error: it stays in memory.
         """
@@ -172,24 +169,18 @@ class Ledger:
         self._load()
         self.memories.reopened()
         known = self.accounts.known()
-        decisions, counters = self.backlog.decisions, self._counters
         self.begin()
         try:
-            self._write(*self._prepare(decisions, counters), self.backlog.facts, known, self.backlog.notes)
+            self._write(*self._prepare([], self._counters), {}, known, self.backlog.notes())
             self.connection.execute("COMMIT")
         except sqlite3.Error:
             self.rollback()
             self.partitions = []
             raise
-        self.memories.written(self.backlog.facts)
         self.accounts.written(known)
-        self._backlog_written()
-        self._dirty.clear()
-        self.trim()
-
-    def _backlog_written(self) -> None:
         self.accounts.unwritten.clear()
-        self.backlog = self._empty_backlog()
+        self.backlog.counted()
+        self._dirty.clear()
 
     @property
     def steering(self) -> Steering:
@@ -372,47 +363,66 @@ class Ledger:
 
     def keep(self, batch: Batch) -> None:
         """Put a decided batch into the backlog."""
-        self.backlog.decisions.extend(d for d in batch.decisions if d is not None and bindable(row_of(d)))
-        self.backlog.charges.extend(charge for charge in batch.charges if bindable(charge.key))
+        self.backlog.keep(batch)
         self._dirty.clear()
         self.memories.keep(batch.facts)
         self.accounts.keep(batch.accounts)
-        self.backlog.notes.take(batch.notes)
 
     def _bound(self) -> None:
         """Keep memory within its bounds while nothing can be written."""
-        self.instances.trim(self.clock.now(), len(self.backlog.decisions))
+        self.instances.trim(self.clock.now(), len(self.backlog))
         if len(self._counters) > 2 * CACHED:
-            unwritten = {charge.key for charge in self.backlog.charges}
+            unwritten = {charge.key for charge in self.backlog.charges()}
             self._counters = {key: counter for key, counter in self._counters.items() if key in unwritten}
 
-    def write_backlog(self) -> None:
-        """Write what is in the backlog, counted on top of what the counter table says now.
+    def write_part(self, most: int) -> bool:
+        """Write some of what is in the backlog, counted on top of what the counter table says now; whether there is more.
 
+        :param most: decisions of it at the most, unless a single batch had more; and as many facts, accounts, recipients.
         :raises sqlite3.Error: it stays in the backlog.
         """
-        kept, self._counters, before = self._counters, {}, self.partitions
+        pieces, facts = self.backlog.first(most), some(self.memories.unwritten, most)
+        accounts, unwritten = Layer(), self.accounts.unwritten
+        accounts.accounts, accounts.met = some(unwritten.accounts, most), some(unwritten.met, most)
+        charges = [charge for piece in pieces for charge in piece.charges]
+        decisions = [decision for piece in pieces for decision in piece.decisions]
+        notes = Notes()
+        for piece in pieces:
+            notes.take(piece.notes)
+        before = self.partitions
+        self.begin()
+        # What is in memory has counted all of the backlog.
+        whole, self._counters = self._counters, {}
         try:
-            self.begin()
-            self._replay(self.backlog.charges)
-            self._write(
-                *self._prepare(self.backlog.decisions, {charge.key for charge in self.backlog.charges}),
-                self.backlog.facts,
-                self.accounts.unwritten,
-                self.backlog.notes,
-            )
+            self._replay(charges)
+            rows = self._prepare(decisions, {charge.key for charge in charges})
+            self._write(*rows, facts, accounts, notes)
             self.connection.execute("COMMIT")
         except sqlite3.Error:
             self.rollback()
-            self._counters, self.partitions = kept, before
+            self.partitions = before
             raise
-        self.memories.written(self.backlog.facts)
-        self.accounts.written(self.accounts.unwritten)
-        self._backlog_written()
+        finally:
+            self._counters = whole
+        self.backlog.written(pieces)
+        for key in facts:
+            del self.memories.unwritten[key]
+        self.memories.written(facts)
+        for user in accounts.accounts:
+            del unwritten.accounts[user]
+        for pair in accounts.met:
+            del unwritten.met[pair]
+        self.accounts.written(accounts)
         self._dirty.clear()
+        if self.backlog or self.memories.unwritten or unwritten:
+            return True
+        # Now the table alone says what was counted.
+        self._counters.clear()
         self.trim()
+        return False
 
-    def _replay(self, charges: Sequence[Charge]) -> None:
+    def _replay(self, charges: Iterable[Charge]) -> None:
+        charges = list(charges)
         self._read_counters({charge.key for charge in charges})
         for charge in charges:
             counter = self._counters[charge.key]
@@ -429,7 +439,9 @@ class Ledger:
 
     def _refresh(self) -> None:
         generation = self.steering.generation
-        self._forget(self.mirror.refresh())
+        if reset := set(self.mirror.refresh()):
+            self._forget(reset)
+            self._replay(charge for charge in self.backlog.charges() if charge.key in reset)
         if self.steering.generation != generation:
             self.memories.changed()
             self.accounts.forget(self.mirror.changed_accounts)
@@ -452,7 +464,7 @@ class Ledger:
         """Drop the cache, when it may say something else than the table."""
         self._counters.clear()
         self._dirty.clear()
-        self._replay(self.backlog.charges)
+        self._replay(self.backlog.charges())
 
     def decide(self, operations: Sequence[Operation], mark: str = "") -> Batch:
         """Settle each operation in memory, in order; an operation that fails does not fail its neighbours."""
@@ -491,7 +503,7 @@ class Ledger:
 
         :param but: counters that the table does not know yet.
         """
-        self.instances.trim(self.clock.now(), len(self.backlog.decisions))
+        self.instances.trim(self.clock.now(), len(self.backlog))
         self.memories.trim()
         self.accounts.trim()
         excess = len(self._counters) - CACHED
@@ -739,7 +751,7 @@ class Ledger:
             self.accounts.write(connection, accounts, now)
         if notes:
             self._write_notes(notes)
-        self.save_time()
+        self.save_time(rows[-1][0] if rows else None)
 
     def _write_notes(self, notes: Notes) -> None:
         connection = self.connection
@@ -757,14 +769,18 @@ class Ledger:
             notes.history,
         )
 
-    def save_time(self) -> None:
+    def save_time(self, last_id: int | None = None) -> None:
         """Write down where ledger time and the numbers given out stand.
 
+        :param last_id: the highest number of a decision whose row is there; unless said, all have one but the backlog's.
         :raises sqlite3.Error: the database is in trouble.
         """
+        if last_id is None:
+            first = self.backlog.first_id()
+            last_id = first - 1 if first else self._last_id
         self.connection.execute(
             "INSERT OR REPLACE INTO ledger_state VALUES (1, ?, ?, ?, ?, ?, ?)",
-            (*self.clock.base(self.clock.now()), self._ref_seq, self._last_id),
+            (*self.clock.base(self.clock.now()), self._ref_seq, last_id),
         )
 
 

@@ -2,14 +2,16 @@
 
 It goes on in memory: bans that are known hold, what counts is counted and kept in the backlog, up to a bound; beyond it
 an operation that must count gets no decision, and the server answers what ``fail`` says. About twice a second it tries
-the disk again. A damaged file is moved aside, never overwritten, and a new one is begun with the steering data that are
-known. One thread at a time: whose turn it is, the writer says (:mod:`policyd.store.writer`).
+the disk again, and writes the backlog in parts, as far as there is room. A damaged file is moved aside, never
+overwritten, and a new one is begun with the steering data that are known. One thread at a time: whose turn it is, the
+writer says (:mod:`policyd.store.writer`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import sqlite3
 import time
@@ -29,6 +31,9 @@ from policyd.store.upkeep import Keep, Upkeep
 
 #: Between two attempts to reach a sick database, s.
 RETRY = 0.5
+#: Decisions of the backlog that are written at once, and for how long at a time, s: answers wait meanwhile.
+PART = 1_000
+HEALING = 0.1
 #: Between two steps of upkeep, s.
 UPKEEP = 1.0
 #: Between two looks at whether the file is still there, s.
@@ -70,6 +75,9 @@ class SturdyLedger:
         self.sick = ""
         #: Decisions that no row will tell of, since the trouble began.
         self.untold = 0
+        #: Decisions of the backlog that are on disk by now, and whether the last part of it found its place.
+        self._told = 0
+        self._healing = False
         #: How the daemon's parts do, to be written down at the next occasion.
         self.told: list[tuple[str, str, int, dict[str, Any]]] | None = None
         self._settle = settle
@@ -218,7 +226,7 @@ class SturdyLedger:
                 self._fall_sick(error)
             except StoreError as error:
                 self._fall_sick(error)
-        room = self.most_in_memory - len(self._ledger.backlog.decisions)
+        room = self.most_in_memory - len(self._ledger.backlog)
         if room < len(operations):
             return self._overflow(operations, room)
         batch = self._ledger.run_in_memory(operations)
@@ -260,15 +268,17 @@ class SturdyLedger:
         if isinstance(trouble, StoreDamaged):
             self._replace(str(trouble))
 
-    def try_to_heal(self) -> None:
-        """Try the disk again, when it is time for that."""
+    def try_to_heal(self, patience: float = HEALING) -> None:
+        """Try the disk again, when it is time for that; for ``patience``, s, at the most, and a part more."""
         if time.monotonic() < self._next_retry:
             return
         try:
-            self._reopen()
-            written = len(self._ledger.backlog.decisions)
-            self._ledger.write_backlog()
+            if not self._healing or _inode(self.path) != self._inode:
+                self._healing = False
+                self._reopen()
+            more = self._write_backlog(time.monotonic() + patience)
         except (sqlite3.Error, StoreError, ValueError, OSError) as error:
+            self._healing = False
             trouble = connect.translate(error, self.path) if isinstance(error, sqlite3.Error) else error
             if str(trouble) != self.sick:
                 log.error("store-sick: %s", trouble)
@@ -277,14 +287,45 @@ class SturdyLedger:
                 self._replace(str(trouble))
             self._next_retry = time.monotonic() + RETRY
             return
+        self._healing = more
+        if more:
+            return
         log.warning(
             "store-well: %s is written again; %d decisions were kept in memory and are on disk now, %d left no row",
             self.path,
-            written,
+            self._told,
             self.untold,
         )
         self.sick = ""
-        self.untold = 0
+        self._told = self.untold = 0
+
+    def _write_backlog(self, until: float) -> bool:
+        """Write the backlog part by part, smaller ones where there is little room; whether there is more when time is up.
+
+        :raises sqlite3.Error: what is left of it stays in the backlog.
+        """
+        most, more = PART, True
+        while more:
+            before = len(self._ledger.backlog)
+            try:
+                more = self._ledger.write_part(most)
+            except sqlite3.Error as error:
+                if most == 1 or not _no_room(error):
+                    raise
+                most = max(1, most // 10)
+                self._make_room()
+            else:
+                self._told += before - len(self._ledger.backlog)
+                most = min(PART, 2 * most)
+            if time.monotonic() >= until:
+                break
+        return more
+
+    def _make_room(self) -> None:
+        """Nobody checkpoints in trouble, and what is in the write-ahead log takes room twice."""
+        # If there is no room for that either, or somebody writes, the next part may still find a place.
+        with contextlib.suppress(StoreBusy, sqlite3.Error), locks.write_lock(self.path, 0.0):
+            self._ledger.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
     def _reopen(self) -> None:
         """Open the file again: it may have been replaced, or the file system mounted anew."""
@@ -450,7 +491,7 @@ class SturdyLedger:
     def pause(self, more: bool) -> float:
         """How long, in s, nothing has to be done if nothing comes in."""
         if self.sick:
-            return RETRY
+            return max(0.0, self._next_retry - time.monotonic())
         return max(0.0, self._next_upkeep() - time.monotonic()) if more else UPKEEP
 
     def recover(self, staged: Staged) -> None:
@@ -462,12 +503,12 @@ class SturdyLedger:
         """Write the backlog if that can be, checkpoint, close."""
         if self.sick:
             self._next_retry = 0.0
-            self.try_to_heal()
+            self.try_to_heal(math.inf)
         if self.sick:
             log.error(
                 "store-sick: %s; %d decisions could not be written and are lost",
                 self.sick,
-                len(self._ledger.backlog.decisions),
+                len(self._ledger.backlog),
             )
         try:
             if not self.sick:
@@ -487,6 +528,11 @@ def _inode(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _no_room(error: sqlite3.Error) -> bool:
+    name = getattr(error, "sqlite_errorname", "") or ""
+    return name.startswith(("SQLITE_FULL", "SQLITE_IOERR"))
 
 
 def _counts(operation: Operation) -> bool:

@@ -165,10 +165,10 @@ def test_locked_to_the_end_the_backlog_is_written_at_the_next_chance(tmp_path: P
 
 
 @contextlib.contextmanager
-def full(path: Path) -> Iterator[None]:
-    """No file of this process can grow beyond the database's present size."""
+def full(path: Path, room: int = 0) -> Iterator[None]:
+    """No file of this process can grow by more than ``room`` beyond the database's present size."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    size = max(os.stat(f"{path}{suffix}").st_size for suffix in ("", "-wal"))
+    size = room + max(os.stat(f"{path}{suffix}").st_size for suffix in ("", "-wal"))
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
@@ -190,6 +190,50 @@ def test_full_disk(tmp_path: Path) -> None:
     assert Disk(path).all_used() == charged(rows)
     assert Disk(path).verdicts() == [settled.verdict for _, settled in rows]
     assert Disk(path).sound()
+
+
+def test_more_than_there_is_room_for_is_written_as_far_as_it_fits(tmp_path: Path) -> None:
+    """The rest stays counted in memory, a ban holds and a repeat is known; with room for all each is there once."""
+    path = tmp_path / "policyd.db"
+    with Store(path, engine(*RULES)) as store:
+        ban_alice(path)
+        rows = accepted(store.decide(*[of_bert(n) for n in range(1, 20)]))
+        with full(path):
+            for start in range(1_000, 3_400, 240):
+                rows += accepted(store.decide(*[of_bert(n) for n in range(start, start + 240)]))
+            assert store.writer.sick
+        with full(path, 500_000):
+            before = len(Disk(path).verdicts())
+            for _ in range(100):
+                rows += accepted(store.decide(of_bert(1)))
+            on_disk = Disk(path).verdicts()
+            assert store.writer.sick
+            assert before + 240 <= len(on_disk) < len(rows) - 240
+            assert on_disk == [settled.verdict for _, settled in rows[: len(on_disk)]]
+            assert Disk(path).all_used() == charged(rows[: len(on_disk)])
+            assert store.settled(ask()).by == "bans"
+            assert store.settled(rows[-100][0]).mark == "repeat memory"
+        until_well(store)
+    disk = Disk(path)
+    assert disk.all_used() == charged(rows)
+    assert disk.query(
+        "SELECT count(*), count(DISTINCT id) FROM decision WHERE verdict = 'pass' AND mark NOT LIKE '%repeat%'"
+    ) == [(sum(settled.verdict == "pass" for _, settled in rows),) * 2]
+    assert disk.sound()
+
+
+def of_bert(number: int) -> Request:
+    """A message of bert's."""
+    return ask(sasl_username="bert", sender="bert@example.org", queue_id=f"{number:X}")
+
+
+def until_well(store: Store) -> None:
+    """Ask what is refused, and counts nothing, until the store is well."""
+    for _ in range(2_000):
+        store.decide(ask())
+        if not store.writer.sick:
+            return
+    raise AssertionError(store.writer.sick)
 
 
 # --- each statement fails ---------------------------------------------------------------------------------------------
@@ -236,8 +280,13 @@ def test_whichever_statement_fails_nothing_is_lost_and_nothing_counted_twice(
     assert at > 10
 
 
-def test_whichever_statement_fails_while_it_heals(tmp_path: Path, faulty: type[Faulty]) -> None:
-    """The way back from a sickness may be interrupted anywhere, and no id and no reference is given out twice."""
+@pytest.mark.parametrize("part", [1_000, 2])
+def test_whichever_statement_fails_while_it_heals(
+    tmp_path: Path, faulty: type[Faulty], monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    """The way back from a sickness may be interrupted anywhere, in one part or in many, and no id and no reference is given
+    out twice."""
+    monkeypatch.setattr(sturdy_module, "PART", part)
     at = 0
     while True:
         at += 1
@@ -257,6 +306,8 @@ def test_whichever_statement_fails_while_it_heals(tmp_path: Path, faulty: type[F
         assert disk.verdicts() == [settled.verdict for _, settled in rows], f"statement {at}"
         refs = disk.query("SELECT ref FROM decision WHERE ref IS NOT NULL")
         assert len(refs) == len(set(refs)), f"statement {at}"
+        ids = [row[0] for row in disk.query("SELECT id FROM decision ORDER BY rowid")]
+        assert ids == list(range(1, len(ids) + 1)), f"statement {at}"
         if not reached:
             break
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import subprocess
 import time
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from tests.system.test_store_trouble import (
     small_disk,
 )
 from tests.system.waiting import wait_for
+
+#: Messages whose rows take more than the small disk.
+MORE_THAN_FITS = 8_000
 
 __all__ = ["policyd", "small_disk"]
 
@@ -73,23 +77,38 @@ def test_damaged_at_a_start_on_a_full_disk(policyd: Policyd, small_disk: Path) -
 
 
 def test_a_first_start_on_a_full_disk_is_told_once(policyd: Policyd, small_disk: Path) -> None:
-    """Nothing is damaged and nothing kept aside, however long the disk is full; with room there is a database."""
+    """Nothing is damaged and nothing kept aside, however long the disk is full; with room there is a database, and as much
+    in it as there is room for."""
     fill(small_disk)
     policyd.start()
     with Asker(policyd_address(policyd)) as asker:
         witness = Witness(asker)
         until = time.monotonic() + 3
-        # No more than the small disk has room for.
-        for _ in range(500):
+        # More than the small disk has room for.
+        while time.monotonic() < until or len(witness.passed) < MORE_THAN_FITS:
             assert witness.send() == "DUNNO"
-        wait_for(lambda: time.monotonic() > until, policyd.told)
         assert "damaged" not in policyd.told()
         assert len(policyd.told().splitlines()) < 12, policyd.told()
         assert not list(small_disk.glob("*.damaged*"))
         (small_disk / "filler").unlink()
+        wait_for(lambda: policyd.database.exists() and on_disk(policyd) > 1_000, policyd.told)
+        assert witness.send() == "DUNNO"
+        assert "store-well: " not in policyd.told()
+        assert policyd.used(ALICE, "messages") < len(witness.passed)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
         policyd.wait_told("store-well: ")
-        assert policyd.used(ALICE, "messages") == len(witness.passed)
+        assert policyd.used(ALICE, "messages") == on_disk(policyd) == len(witness.passed)
     policyd.stop()
+
+
+def on_disk(policyd: Policyd) -> int:
+    """Messages that a row tells of."""
+    try:
+        (row,) = policyd.query("SELECT count(DISTINCT instance) FROM decision")
+    except sqlite3.Error:
+        # It is being made.
+        return 0
+    return int(row[0])
 
 
 def test_an_upgrade_that_finds_no_room(
