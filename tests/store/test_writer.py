@@ -184,7 +184,8 @@ def test_full_disk(tmp_path: Path) -> None:
         with full(path):
             for start in range(100, 400, 30):
                 rows += accepted(store.decide(*[ask(queue_id=f"{n:X}") for n in range(start, start + 30)]))
-            assert store.writer.sick
+        # What a checkpoint makes room for is written even so.
+        assert any("memory" in settled.mark for _, settled in rows)
         rows += [(d.request, d.settled) for d in healed(store)]
         assert Disk(path).all_used() == charged(rows)
     assert Disk(path).all_used() == charged(rows)
