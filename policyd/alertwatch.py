@@ -99,13 +99,16 @@ def dns_states(report: Iterable[tuple[str, str, int, Mapping[str, Any]]], prefix
 
     :param prefix: what the name of a blocklist begins with.
     """
-    states = []
+    report, states = list(report), []
+    answered = any(figures.get("answers") for _, _, _, figures in report)
     for name, state, _, figures in report:
         if name == "resolver":
-            states.append(State("dns-down", "nameservers", state == "down", {}))
+            # Up by default, until one has answered: after a start nobody knows yet whether what was told is over.
+            trouble = True if state == "down" else False if answered else None
+            states.append(State("dns-down", "nameservers", trouble, {}))
         elif name.startswith(prefix):
             sick = state == "sick"
-            # Well by default, until the first test has said so.
+            # Well by default, likewise, until the first test has said so.
             trouble = True if sick else False if figures.get("tested_at") else None
             facts = {"why": figures.get("why", "")} if sick else {}
             states.append(State("dnsbl-sick", name.removeprefix(prefix), trouble, facts))

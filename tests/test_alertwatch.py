@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from policyd.alert import Event
+from policyd.alertbook import Book, Channel
 from policyd.alertwatch import STEADY, Asked, State, Watch, clock_state, dns_states
 from policyd.units import HOUR, MINUTE
 
@@ -77,3 +80,32 @@ def test_the_dns() -> None:
         ("dnsbl-sick", "good"): False,
     }
     assert states["dnsbl-sick", "zen"].facts == {"why": "lists everything"}
+
+
+def test_after_a_restart_the_dns_is_well_only_when_a_nameserver_has_answered() -> None:
+    """Who was told that no nameserver answers is told neither that it is over nor that it began again, while nothing changed."""
+
+    def looked(state: str, answers: int) -> list[tuple[str, bool]]:
+        report: list[tuple[str, str, int, dict[str, Any]]] = [
+            ("resolver", state, 0, {}),
+            ("nameserver/192.0.2.1:53", state, 0, {"answers": answers}),
+        ]
+        events = [
+            event
+            for now in (1, 2)
+            for event in watch.look(dns_states(report, "dnsbl/"), told, now, now)
+            if book.take(event, now)
+        ]
+        told[:] = book.is_open({"dns-down"})
+        return [(event.kind, event.resolved) for event in events]
+
+    told: list[tuple[str, str]] = []
+    book, watch = Book(), Watch()
+    book.configure([Channel("post", frozenset({"dns-down"}), HOUR)])
+    assert looked("up", 0) == []
+    assert looked("down", 0) == [("dns-down", False)]
+    watch = Watch()
+    assert looked("up", 0) == []
+    assert looked("down", 0) == []
+    assert looked("up", 0) == []
+    assert looked("up", 1) == [("dns-down", True)]
