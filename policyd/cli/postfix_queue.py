@@ -23,6 +23,10 @@ BATCH = 100
 #: Short hexadecimal, or long base 52 (postconf(5) enable_long_queue_ids).
 QUEUE_ID = re.compile(r"[0-9A-Za-z]{5,30}")
 _HEAD = re.compile(rb"\*\*\* ENVELOPE RECORDS (?:[\w./-]*/)?([0-9A-Za-z]+) \*\*\*")
+#: What Postfix itself puts in front of all that others wrote into a line of postqueue -j.
+_FIRST = re.compile(
+    rb'\{"queue_name": "(\w{1,20})", "queue_id": "([0-9A-Za-z]{5,30})", "arrival_time": (\d{1,12}), "message_size": (\d{1,19}), '
+)
 _LOGIN = b"named_attribute: sasl_username="
 _DONE = re.compile(r"^postsuper: ([0-9A-Za-z]+): (?:placed on hold|released from hold|removed)", re.MULTILINE)
 #: What postsuper(1) is asked for.
@@ -140,9 +144,13 @@ def _last_line(octets: bytes) -> str:
 
 
 def _message(line: bytes) -> Message | None:
-    """One line of postqueue -j; ``None`` for what is none."""
+    """One line of postqueue -j; ``None`` for what is none.
+
+    Where an address has a control character Postfix wrote no sound JSON until the end of 2023 (its HISTORY, 20231208), and
+    octets that are no UTF-8 may stand in it still. Such a mail must not go unseen.
+    """
     try:
-        values = json.loads(line)
+        values = json.loads(line.decode("utf-8", "replace"))
         recipients = [str(each["address"]) for each in values["recipients"]]
         delays = [str(each["delay_reason"]) for each in values["recipients"] if each.get("delay_reason")]
         message = Message(
@@ -155,7 +163,11 @@ def _message(line: bytes) -> Message | None:
             delays[0] if delays else "",
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
+        first = _FIRST.match(line)
+        if first is None:
+            return None
+        queue, queue_id = first[1].decode("ascii"), first[2].decode("ascii")
+        return Message(queue_id, queue, int(first[3]), int(first[4]), "?", [])
     return message if QUEUE_ID.fullmatch(message.queue_id) else None
 
 

@@ -246,6 +246,18 @@ def test_lines_that_are_no_messages(line: bytes) -> None:
     assert _message(line) is None
 
 
+@pytest.mark.parametrize(
+    "sender", [b"\\u00011x@example.org\\u1", b"\x01@example.org", b"\xff@example.org", b'"']
+)
+def test_no_address_hides_a_mail(place: Place, mails: Mails, sender: bytes) -> None:
+    """What Postfix writes for an address that is no text, or of control characters, is no JSON; the mail is held all the same."""
+    path = mails.place / "postqueue.out"
+    path.write_bytes(path.read_bytes().replace(b'"x@example.org"', b'"' + sender + b'"'))
+    assert set(ids(place, ALICE)) == {MINE, HELD}
+    assert place.run("queue", ALICE, "--hold", "--yes").exit_code == 0
+    assert mails.did == [f"-h {MINE}"]
+
+
 def test_a_postfix_that_does_not_tell(place: Place, mails: Mails) -> None:
     """Its own last word, in one line."""
     (mails.place / "bin/postqueue").write_text("#!/bin/sh\necho 'postqueue: fatal: no showq' >&2\nexit 69\n")
