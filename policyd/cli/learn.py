@@ -6,14 +6,14 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from policyd.accounts import digest
 from policyd.answer import escape
 from policyd.cli.common import Session, Terms, Times, json_option, pass_session, steering_options
+from policyd.cli.steps import in_steps
 from policyd.errors import StoreError, UserError
 from policyd.findings import Findings
 from policyd.match import client_key, domain_of
@@ -27,15 +27,10 @@ if TYPE_CHECKING:
     from policyd.maillog.trail import Mail, Trail
     from policyd.request import Site
 
-T = TypeVar("T")
 #: Ledger time of the past is the logged time, but for steps of the wall clock of more than half of this, ms.
 DRIFT = 10 * MINUTE
 #: From so long a log on it shows what is ordinary, ms.
 ORDINARY = 7 * DAY
-#: What a step of writing may take, s: the daemon waits for it.
-STEP = 0.04
-#: Rows of the first step, and of any.
-FIRST_STEP, MOST_IN_STEP = 200, 20_000
 
 
 @click.command()
@@ -203,13 +198,13 @@ def _replay(
 def _write(session: Session, terms: Terms, gathered: Gathered, totals: Totals, source: str) -> Written:
     written, tier = Written(), session.sound_config.tiers.learned
     try:
-        _in_steps(
+        in_steps(
             session,
             terms,
             gathered.met(),
             lambda change, rows: learned.write_recipients(change, rows, written),
         )
-        _in_steps(
+        in_steps(
             session,
             terms,
             gathered.summaries(),
@@ -226,18 +221,3 @@ def _write(session: Session, terms: Terms, gathered: Gathered, totals: Totals, s
             f"{error}. Only a part was written; run it again for the rest, it does no harm"
         ) from None
     return written
-
-
-def _in_steps(
-    session: Session, terms: Terms, rows: Iterator[T], write: Callable[[admin.Change, Sequence[T]], None]
-) -> None:
-    """Write in transactions so short that the daemon goes on; it gets as much time between them."""
-    size = FIRST_STEP
-    while piece := list(islice(rows, size)):
-        with session.changing() as connection:
-            began = time.monotonic()
-            with admin.change(connection, terms.author, terms.reason, terms.dry_run) as change:
-                write(change, piece)
-            took = time.monotonic() - began
-        time.sleep(min(took, STEP))
-        size = max(FIRST_STEP // 4, min(MOST_IN_STEP, int(size * min(2.0, STEP / max(took, 0.001)))))

@@ -9,9 +9,10 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -31,13 +32,15 @@ from policyd.cli.user_file import CSV, FORMATS, JSON_LINES, Reader, Wish, lines_
 from policyd.errors import UserError
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from policyd.store.account_rows import Brief
 
 #: Differences that are shown before it is asked.
 SHOWN = 10
 #: Problems that are named; more of them say nothing new.
 MOST_PROBLEMS = 20
-#: Changes of one import up to which each stands in the history by itself.
+#: Changes of one import up to which each stands in the history by itself, and all are one transaction.
 IN_HISTORY = 10_000
 
 
@@ -121,6 +124,11 @@ class Plan:
     def total(self) -> int:
         """Accounts that change."""
         return self.new + self.changed
+
+    @property
+    def summary(self) -> str:
+        """For the history."""
+        return f"{self.new} new, {self.changed} changed"
 
     def lines(self) -> list[str]:
         """For people."""
@@ -220,30 +228,99 @@ def _plan(session: Session, source: IO[bytes], name: str, format_: str, spool: I
 
 
 def _apply(session: Session, plan: Plan, spool: IO[str], terms: Terms, name: str) -> None:
-    """Write what was planned, in one transaction."""
+    """Write what was planned, all or nothing.
+
+    :raises StoreError: the database is in trouble, and nothing is changed.
+    """
     from policyd.store import account_rows, admin
 
     spool.seek(0)
-    each_one = plan.total <= IN_HISTORY
+    if plan.total > IN_HISTORY:
+        _apply_in_steps(session, plan, spool, terms, name)
+        return
     with (
         session.changing() as connection,
         admin.change(connection, terms.author, terms.reason) as change,
-        _progress("writing", plan.total) as advance,
     ):
-        done = 0
         entries: list[tuple[str, bool, dict[str, Any]]] = []
         for line in spool:
             user, new, columns, text = json.loads(line)
             entries.append((user, new, columns))
-            if each_one:
-                change.record("user import", user, text or "new")
-            if len(entries) == 1_000:
-                account_rows.take(change, entries)
-                done += len(entries)
-                advance(done)
-                entries.clear()
+            change.record("user import", user, text or "new")
         account_rows.take(change, entries)
-        change.record("user import", printable_name(name), f"{plan.new} new, {plan.changed} changed")
+        change.record("user import", printable_name(name), plan.summary)
+
+
+def _apply_in_steps(session: Session, plan: Plan, spool: IO[str], terms: Terms, name: str) -> None:
+    """So many that the daemon could not wait for all at once; what is written is taken back if it cannot all be."""
+    from policyd.cli.steps import in_steps
+    from policyd.errors import StoreError
+    from policyd.store import account_rows, admin
+
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as journal,
+        _progress("writing", plan.total) as advance,
+    ):
+        done = 0
+
+        def write(change: admin.Change, piece: Sequence[tuple[str, bool, dict[str, Any], str]]) -> None:
+            nonlocal done
+            for user, new, columns, _ in piece:
+                was = account_rows.as_it_is(change.connection, user)
+                journal.write(json.dumps([user, new, columns, was]) + "\n")
+            account_rows.take(change, [entry[:3] for entry in piece])
+            done += len(piece)
+            advance(done)
+            if done == plan.total:
+                change.record("user import", printable_name(name), plan.summary)
+
+        try:
+            with _signals(signal.default_int_handler):
+                in_steps(session, terms, map(json.loads, spool), write)
+        except BaseException as error:
+            try:
+                with _signals(signal.SIG_IGN):
+                    _take_back(session, journal, terms, name)
+            except StoreError as trouble:
+                raise type(trouble)(
+                    f"{str(error) or 'interrupted'}; and what was written by then cannot be taken back: {trouble}. "
+                    "Import the file again for the rest"
+                ) from None
+            if isinstance(error, StoreError):
+                raise type(error)(f"{error}; nothing was changed") from None
+            raise
+
+
+def _take_back(session: Session, journal: IO[str], terms: Terms, name: str) -> None:
+    from policyd.cli.steps import in_steps
+    from policyd.store import account_rows
+
+    journal.seek(0)
+    session.note("it is interrupted; what was written is taken back")
+    in_steps(
+        session,
+        terms,
+        (account_rows.Taken(*json.loads(line)) for line in journal),
+        account_rows.take_back,
+    )
+    in_steps(
+        session,
+        terms,
+        iter([printable_name(name)]),
+        lambda change, names: change.record("user import", names[0], "interrupted, and taken back"),
+    )
+
+
+@contextlib.contextmanager
+def _signals(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> Iterator[None]:
+    """What asks the process to end comes to ``handler``: the terminal that is closed, too."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, former in zip(numbers, before, strict=True):
+            signal.signal(number, former)
 
 
 def printable_name(name: str) -> str:

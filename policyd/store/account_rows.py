@@ -219,6 +219,59 @@ def take(change: Change, entries: Iterable[tuple[str, bool, Mapping[str, Any]]])
     execute("INSERT INTO change (tbl, key) VALUES ('account', ?)", keys)
 
 
+class Taken(NamedTuple):
+    """An account that an import has written, and how it was before."""
+
+    user: str
+    new: bool
+    columns: dict[str, Any]
+    #: Tier, by whom, since when, messages in it, note; ``None``: there was no such account.
+    was: tuple[str, str, int, int, str] | None
+
+
+def as_it_is(connection: sqlite3.Connection, user: str) -> tuple[str, str, int, int, str] | None:
+    """What an import changes of an account, see :class:`Taken`."""
+    found: tuple[str, str, int, int, str] | None = connection.execute(
+        "SELECT tier, tier_by, tier_since, messages, note FROM account WHERE user = ?", (user,)
+    ).fetchone()
+    return found
+
+
+#: An account that has not sent since is as new as before.
+_DROP_NEW = """
+    DELETE FROM account WHERE user = :user AND tier = :tier AND tier_by = :tier_by AND last_at = :last_at
+    AND messages = :messages AND note = :note AND marks = '{}' AND past = '{}'
+"""
+_BACK_TIER = """
+    UPDATE account SET tier = :was_tier, tier_by = :was_by, tier_since = :was_since, messages = messages + :was_messages
+    WHERE user = :user AND tier = :tier AND tier_by = :tier_by AND tier_since = :tier_since
+"""
+_BACK_NOTE = "UPDATE account SET note = :was_note WHERE user = :user AND note = :note"
+
+
+def take_back(change: Change, taken: Iterable[Taken]) -> None:
+    """Undo :func:`take`, but for what somebody else has changed since."""
+    dropped, tiers, notes, keys = [], [], [], []
+    for user, new, columns, was in taken:
+        tier, by, since, messages, note = was or ("", "", change.now, 0, "")
+        values = {**(_EMPTY if new else {}), **columns, "user": user}
+        values |= {"was_tier": tier, "was_by": by, "was_since": since, "was_note": note}
+        # Those of an account that came in between were not set to 0.
+        values["was_messages"] = 0 if new else messages
+        if was is None:
+            dropped.append(values)
+        if "tier" in values:
+            tiers.append(values)
+        if "note" in values:
+            notes.append(values)
+        keys.append((json.dumps([user], ensure_ascii=False),))
+    execute = change.connection.executemany
+    execute(_DROP_NEW, dropped)
+    execute(_BACK_TIER, tiers)
+    execute(_BACK_NOTE, notes)
+    execute("INSERT INTO change (tbl, key) VALUES ('account', ?)", keys)
+
+
 def tell(change: Change, kind: str, subject: str, resolved: bool, facts: Mapping[str, object]) -> None:
     """Write what the alerts are to tell of, in the same transaction."""
     change.connection.execute(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyd.accounts import Account
+from policyd.cli import steps, user_import
 from policyd.cli.common import Times
 from policyd.cli.user_file import FORMATS, Reader, lines_of
+from policyd.store import account_rows, admin
 from policyd.store.account_rows import Known
+from policyd.store.admin import Change
+from policyd.store.connect import open_for_admin
 from policyd.tiers import Tier, Tiers
 from tests.cli.place import CONFIG, Place
 
@@ -203,4 +208,81 @@ def test_every_account_survives_both_formats(
     assert [wish.columns["last_at"] for wish in read] == [each.account.last_at for each in known]
     assert [json.loads(wish.columns["strikes"]) for wish in read] == [
         list(each.account.strikes) for each in known
+    ]
+
+
+def many(place: Place, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file that is written in steps: alice changes, carol stays but for her note, the others are new."""
+    monkeypatch.setattr(user_import, "IN_HISTORY", 10)
+    monkeypatch.setattr(steps, "FIRST_STEP", 8)
+    place.run("user", "verify", "alice")
+    place.write("UPDATE account SET messages = 7")
+    place.run("user", "note", "carol@example.org", "old", "--force")
+    lines = [f"user{number}@example.org,verified,n" for number in range(30)]
+    return file(place, "\n".join(["user,tier,note", "alice,,x", "carol,,new", *lines, ""]))
+
+
+def test_many_are_written_in_steps(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon need not wait for all of it; at the end it is as if it had been written at once."""
+    path = many(place, monkeypatch)
+    taken = []
+    take = account_rows.take
+    monkeypatch.setattr(
+        account_rows, "take", lambda change, entries: (taken.append(1), take(change, entries))
+    )
+    assert place.run("user", "import", path, "--yes").exit_code == 0
+    assert len(taken) > 2
+    assert accounts(place)[:2] == [(ALICE, "", "", "x", 0), ("carol@example.org", "", "", "new", 0)]
+    users = sorted(f"user{number}@example.org" for number in range(30))
+    assert accounts(place)[2:] == [(user, "verified", "hand", "n", 0) for user in users]
+    assert place.ask("SELECT detail FROM history ORDER BY id DESC LIMIT 1") == [("30 new, 2 changed",)]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), sqlite3.OperationalError("disk I/O error")])
+def test_many_that_cannot_all_be_written_change_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Interrupted, or on a disk that is full: what was written is taken back, but for what an account did since."""
+    path = many(place, monkeypatch)
+    before = place.ask("SELECT * FROM account ORDER BY user")
+    take, taken = account_rows.take, []
+
+    def takes(change: Change, entries: list[tuple[str, bool, dict[str, object]]]) -> None:
+        taken.append(1)
+        if len(taken) == 3:
+            raise error
+        take(change, entries)
+
+    monkeypatch.setattr(account_rows, "take", takes)
+    result = place.ran("user", "import", path, "--yes")
+    assert result.exit_code == 1
+    assert "taken back" in result.stderr
+    assert place.ask("SELECT * FROM account ORDER BY user") == before
+    assert place.ask("SELECT detail FROM history ORDER BY id DESC LIMIT 1") == [
+        ("interrupted, and taken back",)
+    ]
+    changed = {json.loads(key)[0] for (key,) in place.ask("SELECT key FROM change WHERE tbl = 'account'")}
+    assert changed >= {ALICE, "carol@example.org", "user0@example.org"}
+
+
+def test_what_an_account_did_meanwhile_is_not_taken_back(place: Place) -> None:
+    """Who has sent since stays known, and what another hand has set since stays."""
+    place.run("user", "verify", "alice")
+    place.write("UPDATE account SET messages = 7")
+    new, sent = {"tier": "bulk", "tier_by": "hand", "tier_since": 5}, "sent@example.org"
+    taken = []
+    with open_for_admin(str(place.database)) as connection, admin.change(connection, "root") as change:
+        for user, is_new in ((ALICE, False), (sent, True), ("other@example.org", True)):
+            was = account_rows.as_it_is(connection, user)
+            taken.append(account_rows.Taken(user, is_new, new, was))
+            account_rows.take(change, [(user, is_new, new)])
+        connection.execute(
+            "UPDATE account SET messages = messages + 1, last_at = 9 WHERE user IN (?, ?)", (ALICE, sent)
+        )
+        account_rows.put_into_tier(change, "other@example.org", "verified", "hand", 6)
+        account_rows.take_back(change, taken)
+    assert accounts(place) == [
+        (ALICE, "verified", "hand", "", 8),
+        ("other@example.org", "verified", "hand", "", 0),
+        (sent, "", "", "", 1),
     ]
