@@ -189,7 +189,11 @@ class Editor:
                 )
             elif wanted is None and not change.service and self._referred(change.name, changes):
                 notes.append(f"main.cf: {change.name} stays, for something else refers to it")
-                continue
+                if change.name.startswith("policyd_"):
+                    continue
+                # What it names of policyd's goes, and would be undefined in it.
+                kept = [item for item in lists.items(now) if not self._asks(item, addresses)]
+                wanted = ", ".join(map(str, kept))
             flag = "-P" if change.service else "-e"
             if wanted is None:
                 name = f"{change.service}/{change.name}" if change.service else change.name
@@ -204,7 +208,10 @@ class Editor:
         return bool(parts) and all(is_ours(part, addresses, self.settings.queue_directory) for part in parts)
 
     def _referred(self, name: str, changes: Sequence[Change]) -> bool:
-        """Whether a parameter that was not changed here, or was edited since, names this one."""
+        """Whether a parameter that was not changed here, or was edited since, names this one, which then would be undefined."""
+        if name.startswith("smtpd_"):
+            # Postfix's own: unset, it has its default.
+            return False
         ours = {(change.service, change.name): _plain(change.after) for change in changes}
         for service, raw in [
             ("", self.settings.raw),

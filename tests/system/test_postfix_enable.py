@@ -135,6 +135,28 @@ def test_edits_made_meanwhile_survive_and_policyd_is_gone(pair: tuple[Postfix, P
     assert (postfix.admin("postconf", "-n"), postfix.admin("postconf", "-P")) == before
 
 
+def test_edits_made_meanwhile_leave_no_list_that_names_policyd(pair: tuple[Postfix, Policyd]) -> None:
+    """On a stock main.cf, where the lists are not set at all and defaults of Postfix name them: what enable set is gone again, but for
+    a list that the admin has come to use elsewhere, and in that one policyd is not."""
+    postfix, _ = pair
+    whole = texts(postfix)
+    postfix.admin("postconf", "-X", "smtpd_recipient_restrictions")
+    before = postfix.admin("postconf", "-n"), postfix.admin("postconf", "-P")
+    ctl(pair, "enable", "--yes")
+    postfix.admin("postconf", "-e", "message_size_limit = 12345678")
+    postfix.admin(
+        "postconf", "-e", "partners = $mua_recipient_restrictions", "smtpd_restriction_classes = partners"
+    )
+    ctl(pair, "disable", "--yes")
+    own = postfix.admin("postconf", "-h", "mua_recipient_restrictions").strip()
+    assert own == "permit_sasl_authenticated, reject"
+    for name in ("message_size_limit", "smtpd_restriction_classes", "partners", "mua_recipient_restrictions"):
+        postfix.admin("postconf", "-X", name)
+    assert (postfix.admin("postconf", "-n"), postfix.admin("postconf", "-P")) == before
+    for name, content in whole.items():
+        (postfix.config / name).write_bytes(content)
+
+
 def test_a_postfix_that_refuses_the_change_is_left_as_it_was(pair: tuple[Postfix, Policyd]) -> None:
     """postfix check fails: everything is put back, nothing stays behind, and the error says what Postfix said."""
     postfix, policyd = pair
