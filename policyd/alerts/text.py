@@ -197,7 +197,8 @@ def _commands(alert: Alert) -> Iterator[tuple[str, str]]:
                 yield "undo", f"policyctl dnsbl on {who}"
         case "store-sick":
             yield "look", "policyctl db check"
-            yield "look", "df -h /var/lib/policyd"
+            if path := alert.facts.get("path"):
+                yield "look", f"df -h {shell_word(str(path))}"
         case "not-asked" | "stage-missing":
             yield "look", "postconf -n | grep check_policy_service"
             yield "look", "policyctl status"

@@ -300,7 +300,8 @@ class Policyctl(LazyGroup):
             _end(exit_code_of(error), *str(error).split("\n"))
         except OSError as error:
             place = f"{error.filename}: " if error.filename is not None else ""
-            _end(FAILURE, f"{place}{error.strerror or error}")
+            help_ = "; run policyctl as root, or as who may" if isinstance(error, PermissionError) else ""
+            _end(FAILURE, f"{place}{error.strerror or error}{help_}")
         sys.exit(result if isinstance(result, int) else OK)
 
 

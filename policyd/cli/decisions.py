@@ -83,7 +83,9 @@ def whither(row: Logged) -> str:
     """The recipient, or how many there are."""
     if row.recipient:
         return row.recipient
-    return f"({row.recipient_count} recipients)" if row.recipient_count else "-"
+    if row.recipient_count:
+        return f"({row.recipient_count} recipient{'s' if row.recipient_count > 1 else ''})"
+    return "-"
 
 
 def line(row: Logged) -> str:

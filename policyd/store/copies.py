@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from policyd.errors import StoreDamaged, StoreRefused, UserError
 from policyd.store import connect, contents, locks, migrate
+from policyd.units import format_size
 
 
 def backup(path: str, target: str) -> int:
@@ -218,7 +219,7 @@ def _free(path: str) -> int:
 def _need_room(path: str, octets: int, free: int) -> None:
     if free < octets:
         raise UserError(
-            f"{path}: {octets // 1_000_000} MB are needed there and {free // 1_000_000} MB free; nothing is done"
+            f"{path}: {format_size(octets)} are needed there and {format_size(free)} free; nothing is done"
         )
 
 

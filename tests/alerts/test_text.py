@@ -51,6 +51,11 @@ def test_a_suspension_says_who_from_where_since_when_how_many_and_what_to_type()
         assert part in text
 
 
+def test_a_database_that_cannot_be_written_has_its_own_disk_looked_at() -> None:
+    """`url` of [store] may put it anywhere."""
+    assert "df -h '/srv/mail db/p.db'\n" in words(alert("store-sick", path="/srv/mail db/p.db")).text() + "\n"
+
+
 @pytest.mark.parametrize("resolved", [False, True])
 @pytest.mark.parametrize("kind", [*KINDS, TEST])
 def test_every_kind_has_words_of_its_own(kind: str, resolved: bool) -> None:

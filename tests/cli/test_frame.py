@@ -163,6 +163,11 @@ def test_a_damaged_database(place: Place) -> None:
             1,
             "policyctl: /x: No such file or directory\n",
         ),
+        (
+            PermissionError(13, "Permission denied", "/x"),
+            1,
+            "policyctl: /x: Permission denied; run policyctl as root, or as who may\n",
+        ),
         (UserError("a\x1b[31mb\r\u202ec"), 1, "policyctl: a\\x1b[31mb\\r\\u202ec\n"),
     ],
 )

@@ -40,7 +40,7 @@ def test_without_room_nothing_is_left_behind(
 ) -> None:
     """A full disk is told before anything is copied."""
     monkeypatch.setattr(copies, "_free", lambda path: 1000)
-    with pytest.raises(UserError, match="MB are needed"):
+    with pytest.raises(UserError, match=r"\dKB are needed there and 1KB free"):
         copies.backup(sample.path, str(tmp_path / "copy.db"))
     sample.close()
     assert not list(tmp_path.glob("copy*"))
