@@ -136,8 +136,8 @@ def test_edits_made_meanwhile_survive_and_policyd_is_gone(pair: tuple[Postfix, P
 
 
 def test_edits_made_meanwhile_leave_no_list_that_names_policyd(pair: tuple[Postfix, Policyd]) -> None:
-    """On a stock main.cf, where the lists are not set at all and defaults of Postfix name them: what enable set is gone again, but for
-    a list that the admin has come to use elsewhere, and in that one policyd is not."""
+    """On a stock main.cf, where the lists are not set at all and defaults of Postfix name them: what enable set is gone again,
+    but for a list that the admin has come to use elsewhere, and in that one policyd is not."""
     postfix, _ = pair
     whole = texts(postfix)
     postfix.admin("postconf", "-X", "smtpd_recipient_restrictions")
