@@ -76,14 +76,19 @@ def flood(scale: Scale, work: Path, say: Say) -> None:
     began = time.monotonic()
     with servers.policyd(directory, "policyd, flooded", checks) as full:
         rest(full)
-        rates, sizes = [], []
+        rates, micros, sizes = [], [], []
         for part in range(PARTS):
+            before = full.cpu_seconds()
             rates.append(_flood(full, part, requests=scale.triplets // PARTS))
+            micros.append((full.cpu_seconds() - before) / (scale.triplets // PARTS) * 1e6)
             sizes.append(size_of(directory / "policyd.db"))
         took = time.monotonic() - began
         say(f"{scale.triplets:,} random triplets in {took:,.0f} s; requests/s in {PARTS} parts:")
         for at in range(0, PARTS, 10):
             say("    " + " ".join(f"{rate:7,.0f}" for rate in rates[at : at + 10]))
+        say("microseconds of processor time each:")
+        for at in range(0, PARTS, 10):
+            say("    " + " ".join(f"{each:7,.0f}" for each in micros[at : at + 10]))
         most = Size(*(max(column) for column in zip(*sizes, strict=True)))
         say(
             f"rows remembered    {most.rows:,} at the most   bar [keep] memory = {cap:,}: {judged(most.rows <= cap)}"
