@@ -33,6 +33,8 @@ SWEEP = 3600.0
 #: Between two looks at what has become old, s, and at sizes.
 LOOK = 30.0
 SIZE_LOOK = 0.25
+#: Between two warnings that room is made, s: in a flood it is made every few seconds.
+WARN = 3600.0
 #: Upkeep rests for so many times as long as a step of it took: as a rule, with little room left, and with none.
 SHARE, URGENT_SHARE, OVERFULL_SHARE = 20, 4, 1
 #: So much of max_size, one part of, is kept free for what comes while room is made; no partition takes more.
@@ -69,6 +71,7 @@ class Upkeep:
         self._next_sweep = 0.0
         self._next_checkpoint = 0.0
         self._next_size_look = 0.0
+        self._next_warning = 0.0
         #: Of its size, how much the database may still take, octets.
         self._room = 0
         self._crowded = False
@@ -173,7 +176,8 @@ class Upkeep:
         used, most = (pages - free) * size, self._keep.max_size
         self._room = most - used
         crowded = used > most - most // RESERVE or left < self._keep.min_free
-        if crowded and not self._crowded:
+        if crowded and clock >= self._next_warning:
+            self._next_warning = clock + WARN
             log.warning(
                 "keep: the database has %d MB, the disk %d MB free; decisions that said DUNNO go first",
                 used // 1_000_000,

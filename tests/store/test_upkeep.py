@@ -189,6 +189,18 @@ def test_a_file_that_is_larger_than_it_may_be_shrinks(sample: Sample) -> None:
     assert pages * octets < 300_000
 
 
+def test_making_room_is_told_once_an_hour(sample: Sample, caplog: pytest.LogCaptureFixture) -> None:
+    """A flood makes the database full and roomy again every few seconds, and must not fill the log as well."""
+    filled(sample)
+    upkeep = upkeep_of(sample, ROOMY)
+    for _ in range(3):
+        for keep in (Keep(90 * DAY, 10**12, 2**62), ROOMY):
+            upkeep._next_size_look = 0.0
+            upkeep.step(idle=True, keep=keep)
+    told = [record for record in caplog.records if record.getMessage().startswith("keep: ")]
+    assert len(told) == 1
+
+
 def test_room_enough_drops_nothing(sample: Sample) -> None:
     """Within age, size and floor."""
     filled(sample)
