@@ -601,8 +601,6 @@ class Ledger:
 
     def tell(self, kind: str, subject: str, facts: Mapping[str, Any], once: int = 0) -> None:
         """See :class:`policyd.state.State`."""
-        now, key = self.clock.now(), (kind, subject)
-        """See :class:`policyd.settle.State`."""
         now, key = self.clock.now(), _thing(kind, subject, facts)
         if once:
             if now - self._told.get(key, now - once - 1) <= once:
