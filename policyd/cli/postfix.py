@@ -7,6 +7,7 @@ import difflib
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +15,7 @@ import click
 
 from policyd.answer import escape
 from policyd.cli.common import Session, json_option, one_line, pass_session
-from policyd.errors import UserError
+from policyd.errors import PolicydError, UserError
 
 if TYPE_CHECKING:
     from policyd.config import Config
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 F = Callable[..., Any]
 #: What the shipped configuration calls the site until somebody says better.
 PLACEHOLDER = "example.org"
+#: How long the daemon may take to read its file anew before it is left alone with that, s.
+PATIENCE = 5.0
 
 
 def postfix_option(command: F) -> F:
@@ -187,7 +190,24 @@ def _reload(session: Session) -> str:
         os.kill(pid, signal.SIGHUP)
     except OSError as error:
         return f"policyd could not be told ({error.strerror}): 'systemctl reload policyd'"
-    return f"policyd, pid {pid}, was told to read it"
+    return f"policyd, pid {pid}, {'has read it' if _taken_over(session) else 'was told to read it'}"
+
+
+def _taken_over(session: Session) -> bool:
+    """Whether the daemon says that it goes by the file as it is now; waits for that, so that a doctor asked next finds it so."""
+    from policyd.cli.status import in_force
+    from policyd.store.clock import wall
+
+    end = time.monotonic() + PATIENCE
+    # A file with errors, or a database that cannot be read, is told by the doctor; Postfix's part is done.
+    with contextlib.suppress(PolicydError):
+        wanted = Session(session.config_path, session.json).config.policy_version
+        while time.monotonic() < end:
+            with session.reading() as connection:
+                if in_force(connection, wall()) == wanted:
+                    return True
+            time.sleep(0.05)
+    return False
 
 
 class _Site:

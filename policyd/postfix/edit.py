@@ -54,11 +54,12 @@ class Editor:
             if state is None:
                 for name in FILES:
                     self._write(name + SUFFIX, before[name], like=name)
+            changes = _joined(made, plan.changes)
+            # Before the first of them: who is killed in the middle can be taken back, too.
+            self._record(changes, {})
             self._set(plan.changes)
             warned = self.check()
-            after = {name: _digest(self._read(name)) for name in FILES} if exact else {}
-            record = {"changes": _joined(made, plan.changes), "files": after}
-            self._write(STATE, (json.dumps(record, indent=2) + "\n").encode(), like="main.cf")
+            self._record(changes, {name: _digest(self._read(name)) for name in FILES} if exact else {})
             self.reload()
         except BaseException:
             for name in FILES:
@@ -248,6 +249,10 @@ class Editor:
             rights = os.stat(self.path(like))
             os.chown(partial, rights.st_uid, rights.st_gid)
         os.replace(partial, path)
+
+    def _record(self, changes: Sequence[Change], files: dict[str, str]) -> None:
+        record = {"changes": changes, "files": files}
+        self._write(STATE, (json.dumps(record, indent=2) + "\n").encode(), like="main.cf")
 
     def _forget(self) -> None:
         for name in (STATE, *(name + SUFFIX for name in FILES)):

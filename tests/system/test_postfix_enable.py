@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -155,6 +157,30 @@ def test_edits_made_meanwhile_leave_no_list_that_names_policyd(pair: tuple[Postf
     assert (postfix.admin("postconf", "-n"), postfix.admin("postconf", "-P")) == before
     for name, content in whole.items():
         (postfix.config / name).write_bytes(content)
+
+
+def test_who_is_killed_while_it_enables_can_be_taken_back(pair: tuple[Postfix, Policyd]) -> None:
+    """The files are changed by then, and Postfix has not even been told."""
+    postfix, policyd = pair
+    before = postfix.admin("postconf", "-n"), postfix.admin("postconf", "-P")
+    killed = (
+        "import os; from policyd.cli import main; from policyd.postfix.edit import Editor;"
+        "Editor.check = lambda self: os._exit(9); main()"
+    )
+    words = [
+        "--config",
+        str(policyd.config),
+        "postfix",
+        "enable",
+        "--yes",
+        "--postfix-config",
+        str(postfix.config),
+    ]
+    done = subprocess.run([sys.executable, "-c", killed, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 9, done.stderr
+    assert "policyd_mx" in postfix.admin("postconf", "-n")
+    ctl(pair, "disable", "--yes")
+    assert (postfix.admin("postconf", "-n"), postfix.admin("postconf", "-P")) == before
 
 
 def test_a_postfix_that_refuses_the_change_is_left_as_it_was(pair: tuple[Postfix, Policyd]) -> None:
