@@ -71,6 +71,10 @@ class Flow(NamedTuple):
     #: In this one.
     amount: int
     decision: int
+    #: Its name in ``past``, the day, and the busiest window of that day since this part began.
+    kept: str
+    day: int
+    peak: int
 
 
 class Account:
@@ -123,7 +127,7 @@ class Account:
         #: Of the last request, whatever was answered, and of the last mail that passed.
         self.asked: Repeated | None = None
         self.sent: Repeated | None = None
-        #: What is not in the marks yet of what detectors add up, by their name.
+        #: What is not in the marks and the past yet of what detectors add up, by their name.
         self.flows: Mapping[str, Flow] = {}
         #: Whether a detector held more than its line when it looked last.
         self.over = False
@@ -185,6 +189,17 @@ class Account:
             marks[name] = {**marks.get(name, {}), str(flow.slot): (flow.amount, flow.decision)}
         return marks
 
+    def busiest(self) -> Mapping[str, Sequence[Sequence[int]]]:
+        """``past``, with what the present parts of windows have added to it."""
+        past = self.past
+        for flow in self.flows.values():
+            peaks = past.get(flow.kept, ())
+            if not peaks or peaks[-1][0] != flow.day:
+                past = {**past, flow.kept: (*peaks[-DAYS_KEPT + 1 :], (flow.day, flow.peak))}
+            elif flow.peak > peaks[-1][1]:
+                past = {**past, flow.kept: (*peaks[:-1], (flow.day, flow.peak))}
+        return past
+
     def row(self) -> tuple[Any, ...]:
         """The values of :data:`COLUMNS`."""
         return (
@@ -199,7 +214,7 @@ class Account:
             self.incident_at,
             _compact(self.strikes) if self.strikes else "[]",
             _compact(self.seen()) if self.marks or self.flows else "{}",
-            _compact(self.past) if self.past else "{}",
+            _compact(self.busiest()) if self.past or self.flows else "{}",
         )
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
-from policyd.accounts import DAYS_KEPT, Account, Flow
+from policyd.accounts import Account, Flow
 from policyd.sentence import Sentence
 from policyd.units import DAY, format_duration
 
@@ -40,25 +40,19 @@ def above_usual(
 ) -> tuple[bool, str]:
     """Add ``amount`` up for the detector ``name``; whether it crosses the line, and what is found beyond it: empty when
     nothing is."""
-    slot = now // max(1, sentence.window // PARTS)
+    slot, today = now // max(1, sentence.window // PARTS), now // DAY
     flow = account.flows.get(name)
-    if flow is None or flow.slot != slot:
+    if flow is None or flow.slot != slot or flow.day != today:
         flow = _next_part(account, name, sentence, now, slot)
-    before, today = flow.earlier + flow.amount, now // DAY
+    _, earlier, known, _, kept, _, peak = flow
+    before = earlier + known
     after = before + amount
-    account.flows = {
-        **account.flows,
-        name: _new(Flow, (slot, flow.earlier, flow.amount + amount, identifier)),
-    }
-    kept = _kept_as(sentence)
-    peaks = account.past.get(kept, ())
-    if not peaks or peaks[-1][0] != today:
-        account.past = {**account.past, kept: (*peaks[-DAYS_KEPT + 1 :], (today, after))}
-    elif after > peaks[-1][1]:
-        account.past = {**account.past, kept: (*peaks[:-1], (today, after))}
+    # The past follows with the next part: it is long, and this is done for each mail.
+    grown = _new(Flow, (slot, earlier, known + amount, identifier, kept, today, max(peak, after)))
+    account.flows = {**account.flows, name: grown}
     if after < sentence.least:
         return False, ""
-    usual = usual_peak([peak for day, peak in peaks if day < today])
+    usual = usual_peak([most for day, most in account.past.get(kept, ()) if day < today])
     if usual is None:
         return False, ""
     line = max(sentence.least - 1, usual * sentence.amount)
@@ -85,9 +79,10 @@ def _next_part(account: Account, name: str, sentence: Sentence, now: int, slot: 
     slots = {str(part) for part in range(oldest, slot + 1)}
     parts = {part: entry for part, entry in marks.get(name, {}).items() if part in slots}
     amount = parts[str(slot)][0] if str(slot) in parts else 0
-    account.marks, account.urgent = {**marks, name: parts}, True
+    account.marks, account.past, account.urgent = {**marks, name: parts}, account.busiest(), True
     account.flows = {each: flow for each, flow in account.flows.items() if each != name}
-    return Flow(slot, sum(entry[0] for entry in parts.values()) - amount, amount, 0)
+    earlier = sum(entry[0] for entry in parts.values()) - amount
+    return Flow(slot, earlier, amount, 0, _kept_as(sentence), now // DAY, 0)
 
 
 def usual_peak(peaks: Sequence[int]) -> int | None:

@@ -204,13 +204,13 @@ class Watch:
         asked = (self, request.client_address, request.sender_key, modes)
         again = account.asked
         if again is not None and again.key == asked and not (account.over or listed):
-            account.asked = _new(Repeated, (asked, again.values, now, identifier))
+            account.asked = _new(Repeated, (again.key, again.values, now, identifier))
         else:
             todo += self._asked
         if ended:
             again, sent = account.sent, (self, recipients)
             if again is not None and again.key == sent and not account.over:
-                account.sent = _new(Repeated, (sent, again.values, now, identifier))
+                account.sent = _new(Repeated, (again.key, again.values, now, identifier))
                 familiar = True
             else:
                 todo += self._sent
@@ -247,6 +247,7 @@ class Watch:
         # What repeated before is in them from here on; what nobody looks for any more is not.
         account.marks = {kept: marks for kept, marks in account.seen().items() if kept in self._kept}
         if not account.flows.keys() <= self._kept:
+            account.past = account.busiest()
             account.flows = {kept: flow for kept, flow in account.flows.items() if kept in self._kept}
         brought: dict[str, list[tuple[str, tuple[str, ...]]]] = {ASKED: [], PASSED: []}
         findings = []
@@ -327,6 +328,7 @@ class Watch:
         account.on_probation(row.expires_at + PROBATION if row.expires_at else 0)
         marks = account.seen().get(detect.kept, {})
         # After its release it begins anew: what it did before must not suspend it once more.
+        account.past = account.busiest()
         account.marks, account.flows, account.asked, account.sent, account.over = {}, {}, None, None, False
         # A tier that came by itself is lost, and has to be earned again; one given by hand waits.
         lost = account.tier_by in (PROMOTED, LEARNED)

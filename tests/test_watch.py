@@ -301,7 +301,7 @@ def test_what_another_sentence_left_adds_nothing_up(left: str) -> None:
     account.past = {f"messages/{HOUR}": [(day, 1) for day in range(990, 1000)]}
     sentence = parse_sentence("more than 5 times the usual messages per user in 1h, at least 20")
     assert above_usual(account, "d", sentence, 1, now, 2) == (False, "")
-    assert account.past[f"messages/{HOUR}"][-1] == (1000, 1)
+    assert account.busiest()[f"messages/{HOUR}"][-1] == (1000, 1)
 
 
 def test_failed_deliveries() -> None:

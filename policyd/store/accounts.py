@@ -25,6 +25,10 @@ CACHED_RECIPIENTS = 100_000
 STEP_ROWS = 2_000
 #: A row in which nothing is new is written so long after it was written last, ms of ledger time; a crash loses no more.
 PATIENCE = 10_000
+#: Upkeep writes what is behind so long after it was written last, so that it is done within that time, ...
+BEHIND = 8_000
+#: ... and looks for it so often.
+SAVE = 1_000
 #: With more rows behind, each is written at once.
 MOST_UNSAVED = 2_000
 #: What stands in the place of a day for a recipient that the account has never written to.
@@ -112,6 +116,8 @@ class Accounts:
         self._cursor: Pair | None = None
         #: Accounts whose row is a little behind: nothing is new but when something was seen last, and how much passed.
         self._unsaved: set[str] = set()
+        #: When those that are due are looked for, ledger time.
+        self._next_save = 0
         #: Those that the transaction under way writes, and its time.
         self._due: list[str] = []
         self._due_at = 0
@@ -306,6 +312,7 @@ class Accounts:
             self._days.clear()
             self._unreadable.clear()
             self._unsaved.clear()
+            self._next_save = 0
             self._began = False
             return
         gone = set(users)
@@ -330,18 +337,31 @@ class Accounts:
     # --- upkeep ------------------------------------------------------------------------------------------------------
 
     def save(
-        self, begin: Callable[[], None], connection: sqlite3.Connection, now: int, most: int = STEP_ROWS
+        self, begin: Callable[[], None], connection: sqlite3.Connection, now: int, patience: int = BEHIND
     ) -> bool:
         """Write some of the rows that are behind, in a transaction of their own; whether there were any.
 
         :param begin: begins it, and takes in what policyctl has changed, which these rows must not overwrite.
+        :param patience: only those that were written so long ago, ms of ledger time; 0: all.
         :raises sqlite3.Error: nothing was written.
         """
-        if not self._unsaved:
+        if patience and now < self._next_save:
+            return False
+        self._unsaved &= self._cache.keys()
+        users: list[str] = []
+        for user in self._unsaved:
+            if not patience or now - self._cache[user].saved_at >= patience:
+                users.append(user)
+                if len(users) == STEP_ROWS:
+                    break
+        if len(users) < STEP_ROWS:
+            self._next_save = now + SAVE
+        if not users:
             return False
         begin()
         try:
-            users = [user for user in list(self._unsaved)[:most] if user in self._cache]
+            # Some may be forgotten since.
+            users = [user for user in users if user in self._cache]
             accounts = [self._cache[user] for user in users]
             self._write_rows(connection, accounts)
             connection.execute("COMMIT")
@@ -352,9 +372,7 @@ class Accounts:
         for account in accounts:
             account.saved_at = now
         self._unsaved.difference_update(users)
-        if not users:
-            self._unsaved.clear()
-        return bool(users)
+        return True
 
     def sweep(self, connection: sqlite3.Connection, now: int) -> bool:
         """Forget some recipients that were not written to for :data:`KNOWN_FOR`; whether there are more to look at."""

@@ -513,7 +513,7 @@ class SturdyLedger:
         try:
             if not self.sick:
                 ledger = self._ledger
-                while ledger.accounts.save(ledger.begin, ledger.connection, self.clock.now()):
+                while ledger.accounts.save(ledger.begin, ledger.connection, self.clock.now(), 0):
                     pass
                 self._upkeep.checkpoint(wait=True)
             self._ledger.connection.close()
