@@ -97,7 +97,10 @@ def _read(sock: socket.socket) -> Any:
         data += piece
         if len(data) > MOST_REQUEST:
             raise ValueError("the request is too long")
-    return json.loads(data)
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("the request is nested too deep") from None
 
 
 def answer(asked: Any, config: str) -> str:

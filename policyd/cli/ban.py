@@ -135,7 +135,7 @@ def _suspensions(connection: sqlite3.Connection, times: Times) -> list[entries.S
             (
                 SUSPENDED,
                 row.user,
-                times.until(row.expires_at) if row.expires_at else "released",
+                times.until(row.expires_at) if row.expires_at else "it is released",
                 row.author or row.detector,
                 times.text(row.created_at),
                 row.reason,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from policyd.answer import escape
+from policyd.answer import escape, shell_word
 from policyd.cli.common import Session, json_option, one_line, pass_session
 from policyd.errors import PolicydError, UserError
 
@@ -83,7 +83,7 @@ def show(session: Session, instance: str) -> None:
     commands = wanted.plan.commands(instance)
     for note in wanted.plan.notes:
         session.note(note)
-    reload = f"postfix {f'-c {instance} ' if instance else ''}reload"
+    reload = f"postfix {f'-c {shell_word(instance)} ' if instance else ''}reload"
     lines = (
         [*commands, reload] if commands else ["Postfix asks policyd as it should; there is nothing to change"]
     )

@@ -605,8 +605,8 @@ class Ledger:
         if once:
             if now - self._told.get(key, now - once - 1) <= once:
                 return
-            if len(self._told) >= TOLD:
-                del self._told[next(iter(self._told))]
+        if len(self._told) >= TOLD:
+            del self._told[next(iter(self._told))]
         self._told[key] = now
         text = json.dumps(facts, ensure_ascii=False)
         self._notes.events.append((now, wall(), kind, subject, 0, text))

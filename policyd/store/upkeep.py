@@ -126,9 +126,10 @@ class Upkeep:
             self._next_look = clock + LOOK
             self._look()
         ledger = self._ledger
-        # What there is most of first: room, when there is none.
+        # First what is promised within seconds; then what there is most of: room, when there is none.
         return (
-            (self._crowded and self._retire_one())
+            ledger.accounts.save(ledger.begin, ledger.connection, ledger.clock.now())
+            or (self._crowded and self._retire_one())
             or ledger.instances.fill(ledger.connection, ledger.partitions, ledger.clock.now() - IDENTITY)
             or self._retire_one()
             or self._give_back()
@@ -136,7 +137,6 @@ class Upkeep:
             or (not self._crowded and self._index_one())
             or self._sweep_counters()
             or ledger.memories.tend(ledger.connection, ledger.clock.now())
-            or ledger.accounts.save(ledger.begin, ledger.connection, ledger.clock.now())
             or self._sweep_recipients()
         )
 

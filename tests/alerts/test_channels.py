@@ -294,7 +294,8 @@ def test_without_a_hook(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"{", b"[]", b'{"command": 1}', b'{"command": "/bin/true"}', b"\xff" * 100]
+    "data",
+    [b"", b"{", b"[]", b'{"command": 1}', b'{"command": "/bin/true"}', b"\xff" * 100, b"[" * 60_000],
 )
 def test_whatever_the_hook_is_asked(tmp_path: Path, data: bytes) -> None:
     """Garbage gets an answer, and runs nothing."""
