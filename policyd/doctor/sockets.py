@@ -40,6 +40,9 @@ def config_not_loaded(facts: Facts) -> Iterator[Finding]:
     """A file that was changed and not taken over."""
     if facts.config is None or facts.asked is None or not facts.running or not facts.asked.in_force:
         return
+    if facts.config_problem:
+        # It is said of the file already, and it has no policy that could be compared.
+        return
     if facts.asked.in_force != facts.config.policy_version:
         yield Finding(
             "config-not-loaded",
