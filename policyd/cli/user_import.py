@@ -55,8 +55,10 @@ def export_users(session: Session, format_: str) -> None:
 
     What the detectors have seen is not in it, nor own limits, grants and suspensions, which 'policyctl dump' has.
     """
+    from policyd.cli.import_journal import take_back_unfinished
     from policyd.store import account_rows
 
+    take_back_unfinished(session)
     with session.reading() as connection:
         accounts = account_rows.every(connection)
         lines = lines_of(accounts, JSON_LINES if session.json else format_, Times.of(connection))
@@ -88,11 +90,14 @@ def import_users(session: Session, file: str, format_: str | None, yes: bool, te
     leaves things as they are; an empty tier puts an account back to where the configuration and promotion say. Of an account that
     policyd knows, only tier and note are taken: the rest is what it has seen itself.
     """
+    from policyd.cli.import_journal import take_back_unfinished
+
     name = "stdin" if file == "-" else file
     if file == "-" and not (yes or terms.dry_run):
         raise click.UsageError(
             "stdin is the file, so nobody can be asked; add --yes or --dry-run", click.get_current_context()
         )
+    take_back_unfinished(session)
     with _opened(file) as source, tempfile.TemporaryFile("w+", encoding="utf-8") as spool:
         plan = _plan(session, source, name, format_ or _format_of(source, file), spool)
         if not session.json or not (yes or terms.dry_run):
@@ -253,26 +258,28 @@ def _apply(session: Session, plan: Plan, spool: IO[str], terms: Terms, name: str
 
 def _apply_in_steps(session: Session, plan: Plan, spool: IO[str], terms: Terms, name: str) -> None:
     """So many that the daemon could not wait for all at once; what is written is taken back if it cannot all be."""
+    from policyd.cli import import_journal
     from policyd.cli.steps import in_steps
     from policyd.errors import StoreError
     from policyd.store import account_rows, admin
 
-    with (
-        tempfile.TemporaryFile("w+", encoding="utf-8") as journal,
-        _progress("writing", plan.total) as advance,
-    ):
-        done = 0
+    file, done = printable_name(name), 0
+    with import_journal.held(session.database) as journal, _progress("writing", plan.total) as advance:
+        with session.reading() as connection:
+            journal.begin(connection, file, plan.summary)
 
         def write(change: admin.Change, piece: Sequence[tuple[str, bool, dict[str, Any], str]]) -> None:
             nonlocal done
-            for user, new, columns, _ in piece:
-                was = account_rows.as_it_is(change.connection, user)
-                journal.write(json.dumps([user, new, columns, was]) + "\n")
+            connection = change.connection
+            journal.add(
+                account_rows.Taken(user, new, columns, account_rows.as_it_is(connection, user))
+                for user, new, columns, _ in piece
+            )
             account_rows.take(change, [entry[:3] for entry in piece])
             done += len(piece)
             advance(done)
             if done == plan.total:
-                change.record("user import", printable_name(name), plan.summary)
+                change.record(import_journal.ACTION, file, plan.summary)
 
         try:
             with _signals(signal.default_int_handler):
@@ -280,35 +287,18 @@ def _apply_in_steps(session: Session, plan: Plan, spool: IO[str], terms: Terms, 
         except BaseException as error:
             try:
                 with _signals(signal.SIG_IGN):
-                    _take_back(session, journal, terms, name)
+                    session.note("it is interrupted; what was written is taken back")
+                    import_journal.take_back(session, journal, terms, file)
             except StoreError as trouble:
                 raise type(trouble)(
-                    f"{str(error) or 'interrupted'}; and what was written by then cannot be taken back: {trouble}. "
-                    "Import the file again for the rest"
+                    f"{str(error) or 'interrupted'}; what was written by then cannot be taken back now: {trouble}. "
+                    "The next 'policyctl user' does it"
                 ) from None
+            journal.end()
             if isinstance(error, StoreError):
                 raise type(error)(f"{error}; nothing was changed") from None
             raise
-
-
-def _take_back(session: Session, journal: IO[str], terms: Terms, name: str) -> None:
-    from policyd.cli.steps import in_steps
-    from policyd.store import account_rows
-
-    journal.seek(0)
-    session.note("it is interrupted; what was written is taken back")
-    in_steps(
-        session,
-        terms,
-        (account_rows.Taken(*json.loads(line)) for line in journal),
-        account_rows.take_back,
-    )
-    in_steps(
-        session,
-        terms,
-        iter([printable_name(name)]),
-        lambda change, names: change.record("user import", names[0], "interrupted, and taken back"),
-    )
+        journal.end()
 
 
 @contextlib.contextmanager

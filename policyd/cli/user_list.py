@@ -48,8 +48,10 @@ def list_users(
 
     All filters that are given must fit. All accounts at once: 'policyctl user export'.
     """
+    from policyd.cli.import_journal import take_back_unfinished
     from policyd.store import account_rows
 
+    take_back_unfinished(session)
     tiers = session.config.tiers
     if tier:
         tier_named(session, tier)

@@ -73,8 +73,10 @@ def _put(
     session: Session, action: str, arguments: tuple[str, ...], tier: str, force: bool, terms: Terms
 ) -> None:
     """Put each account into ``tier`` by hand, or with an empty one back to where it were by itself; all or none."""
+    from policyd.cli.import_journal import take_back_unfinished
     from policyd.store import account_rows, admin
 
+    take_back_unfinished(session)
     users = list(dict.fromkeys(canonical_user(session, user) for user in values_of(arguments)))
     tiers = session.sound_config.tiers
     records, lines = [], []
@@ -123,6 +125,9 @@ def note(session: Session, user: str, text: tuple[str, ...], clear: bool, force:
     \b
     policyctl user note alice@example.org 'called back on the number in the contract, 2026-11-28'
     """
+    from policyd.cli.import_journal import take_back_unfinished
+
+    take_back_unfinished(session)
     user = canonical_user(session, user)
     with usage_errors():
         wanted = printable(" ".join(text), "note")

@@ -98,8 +98,10 @@ def show_user(session: Session, user: str) -> None:
     """All that is known of an account: its tier and why, limits with use and room, bans, suspension, strikes, grants, the
     note, its last decisions, from where and as whom it sends, and the commands that help.
     """
+    from policyd.cli.import_journal import take_back_unfinished
     from policyd.cli.quota_show import must_be_known
 
+    take_back_unfinished(session)
     account = account_of(session, user)
     with session.reading() as connection:
         must_be_known(connection, session, account)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import sqlite3
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyd.accounts import Account
-from policyd.cli import steps, user_import
+from policyd.cli import import_journal, steps, user_import
 from policyd.cli.common import Times
 from policyd.cli.user_file import FORMATS, Reader, lines_of
 from policyd.store import account_rows, admin
@@ -263,6 +265,68 @@ def test_many_that_cannot_all_be_written_change_nothing(
     ]
     changed = {json.loads(key)[0] for (key,) in place.ask("SELECT key FROM change WHERE tbl = 'account'")}
     assert changed >= {ALICE, "carol@example.org", "user0@example.org"}
+
+
+@pytest.mark.parametrize("words", [("user", "list"), ("user", "note", "alice"), ("user", "export")])
+@pytest.mark.parametrize("at", [1, 3])
+def test_one_that_is_killed_is_taken_back_by_the_next_command(
+    place: Place, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], at: int
+) -> None:
+    """Nobody sees a part of it; and once is enough."""
+    path = many(place, monkeypatch)
+    before = place.ask("SELECT * FROM account ORDER BY user")
+    killed_in_step(place, path, at)
+    journal = Path(f"{place.database}.import")
+    assert journal.exists()
+    if at > 1:
+        assert place.ask("SELECT * FROM account ORDER BY user") != before
+    journal.write_bytes(journal.read_bytes() + b'["torn@example.org", tr')
+    assert "cut short" in place.ran(*words).stderr
+    assert place.ask("SELECT * FROM account ORDER BY user") == before
+    assert not journal.exists()
+    assert "cut short" not in place.ran(*words).stderr
+
+
+def test_one_that_had_come_to_its_end_is_not_taken_back(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the last step, before the journal was gone."""
+    path = many(place, monkeypatch)
+    monkeypatch.setattr(import_journal.Journal, "end", lambda journal: None)
+    assert place.run("user", "import", path, "--yes").exit_code == 0
+    after = place.ask("SELECT * FROM account ORDER BY user")
+    assert "cut short" not in place.ran("user", "list").stderr
+    assert place.ask("SELECT * FROM account ORDER BY user") == after
+
+
+def test_one_that_is_under_way_is_left_alone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other commands go on beside it; a second import waits for nobody."""
+    path = many(place, monkeypatch)
+    with import_journal.held(str(place.database)) as journal:
+        with open_for_admin(str(place.database)) as connection:
+            journal.begin(connection, "f", "1 new, 0 changed")
+        assert "cut short" not in place.ran("user", "list").stderr
+        result = place.ran("user", "import", path, "--yes")
+        assert result.exit_code == 1
+        assert "another 'policyctl user import' is under way" in result.stderr
+
+
+def killed_in_step(place: Place, path: str, at: int) -> None:
+    """An import by another process that ends in its step ``at`` as if by kill -9."""
+    child = os.fork()
+    if child == 0:
+        take, taken = account_rows.take, []
+
+        def takes(change: Change, entries: list[tuple[str, bool, dict[str, object]]]) -> None:
+            taken.append(1)
+            take(change, entries)
+            if len(taken) == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        account_rows.take = takes
+        place.ran("user", "import", path, "--yes")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
 def test_what_an_account_did_meanwhile_is_not_taken_back(place: Place) -> None:
