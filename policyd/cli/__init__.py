@@ -302,6 +302,13 @@ class Policyctl(LazyGroup):
             place = f"{error.filename}: " if error.filename is not None else ""
             help_ = "; run policyctl as root, or as who may" if isinstance(error, PermissionError) else ""
             _end(FAILURE, f"{place}{error.strerror or error}{help_}")
+        except ImportError as error:
+            # As root a change is made as the owner of the database; what policyctl is made of is read then, too.
+            _end(
+                FAILURE,
+                f"{error}; the installation is not whole, or the owner of the database may not read it: install it where "
+                "every user may read, or run policyctl as that owner",
+            )
         sys.exit(result if isinstance(result, int) else OK)
 
 
