@@ -172,8 +172,8 @@ def test_a_damaged_database(place: Place) -> None:
             ModuleNotFoundError("No module named 'sqlite3'"),
             1,
             (
-                "policyctl: No module named 'sqlite3'; the installation is not whole, or the owner of the database may not read it: "
-                "install it where every user may read, or run policyctl as that owner\n"
+                "policyctl: No module named 'sqlite3'; the installation is not whole, or the owner of the database may not read "
+                "it: install it where every user may read, or run policyctl as that owner\n"
             ),
         ),
         (UserError("a\x1b[31mb\r\u202ec"), 1, "policyctl: a\\x1b[31mb\\r\\u202ec\n"),
