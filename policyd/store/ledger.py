@@ -103,6 +103,8 @@ class Ledger:
         self._stopwatch = stopwatch
         self._report = report
         self._counters: dict[CounterKey, Counter] = {}
+        #: As the table has them, of the parts of the backlog that are written.
+        self._healed: dict[CounterKey, Counter] = {}
         self._dirty: set[CounterKey] = set()
         self._charges: list[Charge] = []
         self._notes = Notes()
@@ -137,6 +139,7 @@ class Ledger:
         before, kept = self.connection, self._counters
         self.connection = self.mirror.connection = connection
         self._counters = {}
+        self._healed = {}
         try:
             self._load()
             self._renumber()
@@ -177,6 +180,7 @@ class Ledger:
             self.rollback()
             self.partitions = []
             raise
+        self._healed = dict(self._counters)
         self.accounts.written(known)
         self.accounts.unwritten.clear()
         self.backlog.counted()
@@ -398,6 +402,7 @@ class Ledger:
             rows = self._prepare(decisions, {charge.key for charge in charges})
             self._write(*rows, facts, accounts, notes)
             self.connection.execute("COMMIT")
+            self._healed.update(self._counters)
         except sqlite3.Error:
             self.rollback()
             self.partitions = before
@@ -416,8 +421,8 @@ class Ledger:
         self._dirty.clear()
         if self.backlog or self.memories.unwritten or unwritten:
             return True
-        # Now the table alone says what was counted.
-        self._counters.clear()
+        # Now the table alone says what was counted; what it says is kept, should it soon be out of reach again.
+        self._counters, self._healed = self._healed, {}
         self.trim()
         return False
 
@@ -624,6 +629,7 @@ class Ledger:
     def _forget(self, counters: Iterable[CounterKey]) -> None:
         for key in counters:
             self._counters.pop(key, None)
+            self._healed.pop(key, None)
 
     def _read(self, operations: Sequence[Operation]) -> bool:
         """Read what is missing for these; whether anything was. What is read may show that more is missing."""

@@ -334,6 +334,23 @@ def test_a_limit_holds_exactly_although_the_way_back_is_interrupted(
         assert Disk(path).used("messages/external") == 8
 
 
+def test_a_limit_holds_when_the_disk_fails_again_right_after_it_was_well(
+    tmp_path: Path, faulty: type[Faulty]
+) -> None:
+    """What was written a moment ago is known, though nothing can be read any more."""
+    with Store(tmp_path / "policyd.db", engine(quota_rule("8 messages per 1d"))) as store:
+        with locked(tmp_path / "policyd.db"):
+            assert [store.settled(ask()).verdict for _ in range(9)] == ["pass"] * 8 + ["refuse"]
+        sturdy = store.writer.ledger
+        with store.writer._memory:
+            sturdy._next_retry = 0.0
+            sturdy.try_to_heal()
+            assert not sturdy.sick
+            faulty.arm(1, lasting=True)
+        assert store.settled(ask()).verdict == "refuse"
+        faulty.arm(0)
+
+
 def test_a_value_that_cannot_be_written_does_not_keep_the_backlog_from_the_disk(tmp_path: Path) -> None:
     """A bad value decided in memory is dropped and told of; what came with it is written."""
     path = tmp_path / "policyd.db"
