@@ -12,7 +12,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from typing import IO
+from typing import IO, Any
 
 from policyd.answer import escape
 from policyd.cli.common import Session, Terms, author
@@ -55,8 +55,16 @@ class Journal:
         """What :meth:`begin` said, empty when it did not come so far, and what was added, without a line that was cut off."""
         self._stream.seek(0)
         first = self._stream.readline()
-        header = json.loads(first) if first.endswith("\n") else {}
-        return header, (Taken(*json.loads(line)) for line in self._stream if line.endswith("\n"))
+        header = self._parsed(first) if first.endswith("\n") else {}
+        return header, (Taken(*self._parsed(line)) for line in self._stream if line.endswith("\n"))
+
+    def _parsed(self, line: str) -> Any:
+        try:
+            return json.loads(line)
+        except ValueError:
+            raise StoreError(
+                f"{self.path} is damaged; import the file again, which writes the rest, and remove this one"
+            ) from None
 
     def end(self) -> None:
         """The import is done, or taken back."""

@@ -287,6 +287,17 @@ def test_one_that_is_killed_is_taken_back_by_the_next_command(
     assert "cut short" not in place.ran(*words).stderr
 
 
+def test_a_journal_that_cannot_be_read_is_told_and_kept(place: Place) -> None:
+    """In one line, and what was asked for is shown."""
+    journal = Path(f"{place.database}.import")
+    for damaged in (b"\0\0\0\n", b'{"file": "f", "summary": "s", "since": 0}\n\0\0\n'):
+        journal.write_bytes(damaged)
+        result = place.ran("user", "list")
+        assert result.exit_code == 0
+        assert f"{journal} is damaged; import the file again" in result.stderr
+        assert journal.read_bytes() == damaged
+
+
 def test_one_that_had_come_to_its_end_is_not_taken_back(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
