@@ -34,6 +34,11 @@ class Partition(NamedTuple):
         """The name of its table."""
         return table_name(self.number)
 
+    @property
+    def identity(self) -> str:
+        """The name of the index by which requests are known again."""
+        return f"{self.table}_instance"
+
 
 def table_name(number: int) -> str:
     """The table of partition ``number``."""

@@ -240,6 +240,8 @@ class Upkeep:
                 # Its pages are too many for nothing.
                 return self._drop(partition)
             self._refused_only.add(partition.number)
+            # That was a look at the whole of it; the next one is another step.
+            return True
         self._next_size_look = 0.0
         return self._drop(oldest)
 
@@ -264,9 +266,10 @@ class Upkeep:
     def _drop(self, partition: partitions.Partition) -> bool:
         connection = self._ledger.connection
         # In steps, each short: its indexes one by one, then the table. Row by row it would take ten times as long.
+        # What requests are known by goes with the table: without it each look for one would read all of it.
         index = connection.execute(
-            "SELECT name FROM sqlite_schema WHERE type = 'index' AND tbl_name = ? AND sql IS NOT NULL LIMIT 1",
-            (partition.table,),
+            "SELECT name FROM sqlite_schema WHERE type = 'index' AND tbl_name = ? AND name <> ? AND sql IS NOT NULL LIMIT 1",
+            (partition.table, partition.identity),
         ).fetchone()
         if index is not None:
             connection.execute(f'DROP INDEX "{index[0]}"')
