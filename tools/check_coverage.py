@@ -16,6 +16,9 @@ MUST_HOLD = (
     "policyd/trial.py",
     "policyd/engine.py",
     "policyd/store/ledger.py",
+    "policyd/store/decider.py",
+    "policyd/store/counters.py",
+    "policyd/store/unread.py",
 )
 
 

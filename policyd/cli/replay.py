@@ -90,9 +90,8 @@ class _Past(Ledger):
     def _flush(self) -> None:
         batch = self._staged.batch
         self.connection.execute("BEGIN")
-        self._write(*self._prepare((), self._dirty), batch.facts, batch.accounts, batch.notes)
+        self._write(*self._prepare((), self.counters.changed()), batch.facts, batch.accounts, batch.notes)
         self.connection.execute("COMMIT")
-        self._dirty.clear()
         self.steering.generation = self.mirror.current_generation()
         self.memories.written(batch.facts)
         self.accounts.written(batch.accounts)

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from policyd.decision import Decision, Operation
-from policyd.opinion import CounterKey, MemoryKey
+from policyd.opinion import CounterKey
 from policyd.request import WRITTEN
 from policyd.steering import Suspension
-from policyd.store.accounts import Layer, Pair
+from policyd.store.accounts import Layer
 from policyd.store.memory import Facts
 
 log = logging.getLogger("policyd.store")
@@ -57,16 +57,6 @@ class Batch(NamedTuple):
     facts: Facts
     accounts: Layer
     notes: Notes
-
-
-class Unread(NamedTuple):
-    """What the database has to be asked about before something can be decided."""
-
-    counters: set[CounterKey]
-    instances: list[str]
-    facts: set[MemoryKey]
-    accounts: set[str]
-    pairs: set[Pair]
 
 
 class Stage(enum.Enum):

@@ -25,8 +25,9 @@ from policyd.steering import Steering
 from policyd.store import aside, connect, locks
 from policyd.store.batch import NotWritten, Stage, Staged
 from policyd.store.clock import LedgerClock, stored_base, wall
+from policyd.store.decider import Settle
 from policyd.store.health import write_health
-from policyd.store.ledger import Ledger, Settle
+from policyd.store.ledger import Ledger
 from policyd.store.upkeep import Keep, Upkeep
 
 #: Between two attempts to reach a sick database, s.

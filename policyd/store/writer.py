@@ -25,7 +25,7 @@ from policyd.errors import StoreError
 from policyd.steering import Steering
 from policyd.store.batch import Stage, Staged
 from policyd.store.clock import LedgerClock
-from policyd.store.ledger import Settle
+from policyd.store.decider import Settle
 from policyd.store.sturdy import UPKEEP, Handed, SturdyLedger
 from policyd.store.upkeep import Keep
 

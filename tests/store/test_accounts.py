@@ -19,6 +19,8 @@ from policyd.request import Request
 from policyd.steering import Milestone
 from policyd.store import account_rows, admin
 from policyd.store import accounts as accounts_module
+from policyd.store import counters as counters_module
+from policyd.store import decider as decider_module
 from policyd.store import ledger as ledger_module
 from policyd.store import sturdy as sturdy_module
 from policyd.store.connect import open_for_admin
@@ -170,7 +172,7 @@ def test_whatever_fails_the_account_is_what_passed(
     monkeypatch.setattr(sturdy_module, "RETRY", 0.0)
     monkeypatch.setattr(accounts_module, "CACHED", 2)
     monkeypatch.setattr(accounts_module, "CACHED_RECIPIENTS", 4)
-    monkeypatch.setattr(ledger_module, "CACHED", 4)
+    monkeypatch.setattr(counters_module, "CACHED", 4)
     chance = random.Random(seed)
     passed: dict[str, int] = {}
     met: set[tuple[str, str]] = set()
@@ -303,7 +305,7 @@ def test_what_is_told_once_is_told_again_only_after_its_time(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A limit that stays used up makes one event, however many accounts do so."""
-    monkeypatch.setattr(ledger_module, "TOLD", 2)
+    monkeypatch.setattr(decider_module, "TOLD", 2)
     with Store(place, Engine([ban_rule(), quota_rule("1 messages per 1h")])) as store:
         for user in ("a", "b", "c"):
             decided(store, *[ask(sasl_username=user) for _ in range(4)])

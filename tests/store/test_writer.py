@@ -22,8 +22,8 @@ from policyd.errors import StoreError, StoreRefused
 from policyd.request import Request
 from policyd.steering import Entry
 from policyd.store import admin, connect
+from policyd.store import counters as counters_module
 from policyd.store import instances as instances_module
-from policyd.store import ledger as ledger_module
 from policyd.store import sturdy as sturdy_module
 from policyd.store import writer as writer_module
 from policyd.store.batch import Staged, reference
@@ -608,7 +608,7 @@ def test_beyond_the_bound_a_known_ban_holds_wherever_it_stands_in_the_chain(tmp_
 
 def test_small_caches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many accounts and transactions, few of them in memory: counts, limits and repeats come from the disk."""
-    monkeypatch.setattr(ledger_module, "CACHED", 4)
+    monkeypatch.setattr(counters_module, "CACHED", 4)
     monkeypatch.setattr(instances_module, "TRANSACTIONS", 3)
     monkeypatch.setattr(instances_module, "DECISIONS", 5)
     path = tmp_path / "policyd.db"
@@ -630,7 +630,7 @@ def test_small_caches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_small_cache_in_memory_loses_no_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More accounts than are remembered, decided while nothing can be written: each limit holds, each count gets to disk."""
-    monkeypatch.setattr(ledger_module, "CACHED", 4)
+    monkeypatch.setattr(counters_module, "CACHED", 4)
     path = tmp_path / "policyd.db"
     with Store(path, engine(quota_rule("3 messages per 1d"))) as store:
         for number in range(30):
