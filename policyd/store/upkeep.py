@@ -37,8 +37,8 @@ SIZE_LOOK = 0.25
 WARN = 3600.0
 #: Upkeep rests for so many times as long as a step of it took: as a rule, with little room left, and with none.
 SHARE, URGENT_SHARE, OVERFULL_SHARE = 20, 4, 1
-#: So much of max_size, one part of, is kept free for what comes while room is made; no partition takes more.
-RESERVE = 16
+#: So much of max_size, one part of, is kept free for what comes while room is made, and for the log; no partition takes more.
+RESERVE = 12
 #: Octets of a decision's row with its indexes, and rows of a partition at the least.
 ROW, FEWEST_ROWS = 1_000, 1_000
 
