@@ -263,11 +263,9 @@ class Zones:
         return ListHealth(self._clock(), int(self._wall() * 1000))
 
     def _of(self, blocklist: Blocklist) -> ListHealth:
-        key = blocklist.zone, blocklist.domains
-        pair = self._health.get(key)
-        if pair is None:
-            pair = self._health[key] = blocklist, self._new()
-        return pair[1]
+        pair = self._health.get((blocklist.zone, blocklist.domains))
+        # Not kept: a mail that began before a reload must not bring back a list that is no longer asked.
+        return self._new() if pair is None else pair[1]
 
     def _fall_sick(
         self,

@@ -580,6 +580,23 @@ async def test_a_reload_keeps_what_is_known_of_lists_that_stay() -> None:
 
 
 @on_loop
+async def test_a_list_that_a_reload_took_away_does_not_come_back() -> None:
+    """A mail that began before the reload ends as it began; its lists are neither tested nor shown nor alarmed after that."""
+    world = World()
+    await world.with_list(BL, B2)
+    world.held = asyncio.Event()
+    begun = asyncio.get_running_loop().create_task(world.zones.look_up([B2], CLEAN, 1e12))
+    await asyncio.sleep(0)
+    world.zones.keep([BL])
+    world.held.set()
+    listings = await begun
+    assert listings == [((), True, "", 300)]
+    world.zones.tally([B2], CLEAN, listings)
+    await world.zones.look_up([B2], LISTED, 1e12)
+    assert [row[0] for row in world.zones.report()] == ["dnsbl/bl.example"]
+
+
+@on_loop
 async def test_when_others_are_asked_the_lists_are_tested_at_once() -> None:
     """A list that was out because of a public resolver counts again as soon as the admin has named one of their own."""
     world = World()
