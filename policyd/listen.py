@@ -16,6 +16,7 @@ import errno
 import grp
 import logging
 import os
+import resource
 import socket
 import stat
 import sys
@@ -32,6 +33,8 @@ log = logging.getLogger("policyd.listen")
 
 #: Connections that may wait to be accepted; Postfix reconnects with up to default_process_limit at once.
 BACKLOG = 1024
+#: Descriptors for the database, the logs and the loop itself. A quarter of what there is, the DNS may take besides.
+_OWN_FILES = 32
 #: Device, number and time of a socket's file.
 _Identity = tuple[int, int, int]
 #: The first descriptor that systemd hands over (sd_listen_fds(3)).
@@ -54,7 +57,7 @@ class Listening:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self.sessions: set[Session] = set()
-        self.max_connections = 10_000
+        self._most, self._bound = 10_000, ""
         #: By address: the listener and its port.
         self.ports: dict[str, tuple[Listener, Port]] = {}
         #: By address: why a listener whose socket was removed could not be opened anew; empty before it was tried.
@@ -62,6 +65,18 @@ class Listening:
         self._refused = 0
         #: Never closed, so that a listener can be closed and opened again.
         self._inherited = _inherited_sockets()
+
+    def hold(self, connections: int) -> None:
+        """Hold so many connections at most, and no more than leave descriptors for all else.
+
+        Without any left the loop would close new connections and say nothing, and the DNS and the logs would stand still.
+        """
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        room = max(1, files - files // 4 - _OWN_FILES)
+        self._most, self._bound = connections, "which is [server] max_connections"
+        if files != resource.RLIM_INFINITY and room < connections:
+            self._most = room
+            self._bound = f"and policyd may open {files} files in all; raise LimitNOFILE in its unit"
 
     async def open(self, listener: Listener) -> None:
         """Open one listener.
@@ -127,8 +142,8 @@ class Listening:
         if listener.allow_from and address and address not in listener.allow_from:
             self._refuse(f"{address} is not in allow_from of {listener.label}")
             return None
-        if len(self.sessions) >= self.max_connections:
-            self._refuse(f"{len(self.sessions)} connections are open, which is [server] max_connections")
+        if len(self.sessions) >= self._most:
+            self._refuse(f"{len(self.sessions)} connections are open, {self._bound}")
             return None
         return Session(self.desk, transport, listener.label, listener.direction, address or listener.label)
 

@@ -265,7 +265,7 @@ class Service:
     def _apply(self, config: Config) -> None:
         self.desk.deadline = config.server.deadline / 1000
         self.desk.fail = config.server.fail
-        self.listening.max_connections = config.server.max_connections
+        self.listening.hold(config.server.max_connections)
         self._writer.configure(_keep(config), config.store.memory_backlog)
         self.names.take_over(config, [rule.check for rule in self.desk.engine.rules])
         self.alerts.configure(channels(config.alerts, config.channels, self.desk.own))

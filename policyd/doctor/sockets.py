@@ -151,13 +151,14 @@ def privileges(facts: Facts) -> Iterator[Finding]:
             "what would break in could go on from there",
             "start it by its unit (systemctl enable --now policyd); 'systemd-analyze security policyd' should say 1.5 or less",
         )
-    if facts.config is not None and process.files < facts.config.server.max_connections + RESERVE:
+    most = facts.config.server.max_connections if facts.config is not None else 0
+    if most and process.files - process.files // 4 < most + RESERVE:
         yield Finding(
             "few-descriptors",
             WARNING,
-            f"policyd may open {process.files} files, and max_connections is {facts.config.server.max_connections}",
-            "with that many connections it could open neither log nor database any more",
-            f"LimitNOFILE={facts.config.server.max_connections + 10 * RESERVE} in its unit (systemctl edit policyd)",
+            f"policyd may open {process.files} files, and max_connections is {most}",
+            "a quarter of them is for questions to the DNS, some for database and logs: it closes connections before that many",
+            f"LimitNOFILE={2 * most + 10 * RESERVE} in its unit (systemctl edit policyd)",
         )
 
 

@@ -124,7 +124,7 @@ PLANTED: list[tuple[str, Callable[[Facts], Facts], str]] = [
         lambda facts: but(facts, "process", no_new_privileges=False),
         "systemctl enable --now policyd",
     ),
-    ("few-descriptors", lambda facts: but(facts, "process", files=1024), "LimitNOFILE"),
+    ("few-descriptors", lambda facts: but(facts, "process", files=2500), "LimitNOFILE=5000"),
     # --- the lists
     (
         "wrong-list",

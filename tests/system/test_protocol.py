@@ -366,6 +366,24 @@ def test_connections_beyond_the_bound_are_closed(tmp_path: Path) -> None:
             asker.sock.close()
 
 
+def test_connections_leave_descriptors_for_all_else(tmp_path: Path) -> None:
+    """Where few files may be open, one connection too many is closed and told, and the others go on, with their log."""
+    address = f"unix:{tmp_path}/sock"
+    few = ["prlimit", "--nofile=64:64", "--"]
+    with Policyd(tmp_path, policy(address), wrapper=few) as policyd:
+        askers = [Asker(address) for _ in range(16)]
+        assert [asker.ask() for asker in askers] == ["DUNNO"] * 16
+        with Asker(address) as another:
+            assert another.at_end()
+        policyd.wait_told(
+            r"connection refused: 16 connections are open, and policyd may open 64 files in all"
+        )
+        assert [asker.ask() for asker in askers] == ["DUNNO"] * 16
+        wait_for(lambda: policyd.decisions.read_text().count("\n") == 32, policyd.decisions.read_text)
+        for asker in askers:
+            asker.sock.close()
+
+
 def test_twisted_says_when_a_peer_reads_nothing() -> None:
     """A session on Twisted's transport takes no request up while the peer takes no answers, and goes on afterwards."""
     taken: list[str] = []
