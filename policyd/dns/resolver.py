@@ -313,7 +313,8 @@ class Resolver:
         if nameserver.up:
             log.warning("nameserver-up: %s answers again", nameserver.text)
         else:
-            log.error("nameserver-down: %s does not answer", nameserver.text)
+            why = f": {nameserver.trouble}" if nameserver.trouble else ""
+            log.error("nameserver-down: %s does not answer%s", nameserver.text, why)
         reachable = any(each.up for each in self._nameservers)
         if reachable == self._reachable:
             return

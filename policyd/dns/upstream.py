@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import socket
 from collections.abc import Callable
@@ -13,8 +12,6 @@ from policyd.dns.inbox import Inbox
 from policyd.dns.message import Question, Reply, answers, make_question, read_reply
 from policyd.dns.nameservers import parse_nameserver, write_nameserver
 from policyd.lookup import UNKNOWN
-
-log = logging.getLogger("policyd.dns")
 
 #: What a resolver answers by itself, whatever becomes of the rest of the world (RFC 6761 6.3).
 PROBE = make_question("localhost", "A")
@@ -59,9 +56,8 @@ class Exchange:
         try:
             self._socket = nameserver.connected()
         except OSError as error:
-            log.debug("%s: %s", nameserver.text, error)
             nameserver.asked()
-            self._end(UNREACHABLE)
+            self._unreachable(error)
             return
         loop.add_reader(self._socket.fileno(), self._readable)
         self.send()
@@ -76,8 +72,8 @@ class Exchange:
             self._socket.send(self.question.wire(self._identity, edns=self._edns))
         except BlockingIOError:
             pass  # as good as lost on the way
-        except OSError:
-            self._end(UNREACHABLE)
+        except OSError as error:
+            self._unreachable(error)
 
     def _readable(self) -> None:
         for _ in range(_ROUND):
@@ -87,9 +83,9 @@ class Exchange:
                 data = self._socket.recv(_MOST_DATAGRAM)
             except (BlockingIOError, InterruptedError):
                 return
-            except OSError:
+            except OSError as error:
                 # ICMP: nobody listens there.
-                self._end(UNREACHABLE)
+                self._unreachable(error)
                 return
             if answers(self.question, self._identity, data):
                 self._nameserver.inbox.put(self._take, data)
@@ -128,6 +124,10 @@ class Exchange:
             if writer is not None:
                 writer.transport.abort()
         self._end(NO_TCP if reply.truncated else reply)
+
+    def _unreachable(self, error: OSError) -> None:
+        self._nameserver.trouble = error.strerror or str(error)
+        self._end(UNREACHABLE)
 
     def _end(self, reply: Reply) -> None:
         self._close_socket()
@@ -179,6 +179,8 @@ class Nameserver:
         #: Since when it is as it is, wall clock, s.
         self.since = wall()
         self.questions = self.answers = self.failures = self.timeouts = self.malformed = 0
+        #: What the system said when it could not be asked last, since it answered last.
+        self.trouble = ""
         #: A moving mean over the last some 16 answers, s.
         self.latency = 0.0
         self._timeout = timeout
@@ -217,7 +219,7 @@ class Nameserver:
         """An answer came, whatever it says, ``seconds`` after its question."""
         self.answers += 1
         self.latency += (seconds - self.latency) / min(self.answers, 16)
-        self._waiting = False
+        self._waiting, self.trouble = False, ""
         if self._doubt is not None:
             self._doubt.cancel()
             self._doubt = None

@@ -25,7 +25,15 @@ UNKNOWN_TTL, SICK_TTL = 10.0, 3600.0
 LOOK = 1.0
 #: Why nobody could say, where the list cannot help it (policyd.dns.resolver).
 NOT_THE_LIST = frozenset(
-    {"no nameserver answers", "no resolver", "too many questions", "resolver closed", "bad name", "defect"}
+    {
+        "no nameserver answers",
+        "nameserver unreachable",
+        "no resolver",
+        "too many questions",
+        "resolver closed",
+        "bad name",
+        "defect",
+    }
 )
 
 

@@ -643,8 +643,10 @@ def test_nameservers_are_reached_over_ipv6(go: Any) -> None:
         go(test, server.nameserver)
 
 
-def test_a_network_that_is_not_there_is_noticed(server: DnsServer, go: Any) -> None:
-    """Nothing can be sent: "unknown" at once, alarmed, and found again."""
+def test_a_network_that_is_not_there_is_noticed(
+    server: DnsServer, go: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing can be sent: "unknown" at once, alarmed with the system's reason, and found again."""
 
     async def test(resolver: Resolver) -> None:
         with pytest.MonkeyPatch.context() as patch:
@@ -653,8 +655,14 @@ def test_a_network_that_is_not_there_is_noticed(server: DnsServer, go: Any) -> N
                 UNKNOWN, why="nameserver unreachable"
             )
             await until(lambda: resolver.health()[0].state == "down")
+            assert f"{server.nameserver} does not answer: Network is unreachable" in caplog.text
         await until(lambda: resolver.health()[0].state == "up")
         assert (await resolver.ask("b.example", "A", soon())).status == NXDOMAIN
+        # Silence has no reason of the system's.
+        server.behave(silent=True)
+        assert (await resolver.ask("c.example", "A", soon())).status == UNKNOWN
+        await until(lambda: resolver.health()[0].state == "down")
+        assert f"{server.nameserver} does not answer\n" in caplog.text
 
     def no_route(*arguments: Any) -> None:
         raise OSError(101, "Network is unreachable")

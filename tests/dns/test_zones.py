@@ -25,7 +25,6 @@ B2 = Blocklist("b2.example", "b2.example")
 DBL = Blocklist("dbl.example", "dbl.example", domains=True)
 LISTED, CLEAN = reversed_address("192.0.2.66"), reversed_address("192.0.2.7")
 SILENT = Found(UNKNOWN, why="timeout")
-NO_DNS = Found(UNKNOWN, why="no nameserver answers")
 NOTHING = Found(NXDOMAIN, ttl=300)
 
 
@@ -353,14 +352,16 @@ async def test_a_burst_of_silence_is_no_sickness() -> None:
 
 @on_loop
 async def test_no_list_is_blamed_for_the_resolver() -> None:
-    """No nameserver answers: every list would be sick at once, and the DNS has its own alarm. Nor for a short deadline."""
+    """No nameserver answers, or none can be reached: every list would be sick at once, and the DNS has its own alarm. Nor for
+    a short deadline."""
     world = World()
     await world.with_list(BL)
-    world.lists[BL.zone] = lambda name: NO_DNS
-    for _ in range(50):
-        world.now += 60
-        assert (await world.listing(CLEAN)).why == "no nameserver answers"
-        await world.zones.test_due()
+    for why in ("no nameserver answers", "nameserver unreachable"):
+        world.lists[BL.zone] = lambda name, why=why: Found(UNKNOWN, why=why)  # type: ignore[misc]
+        for _ in range(50):
+            world.now += 60
+            assert (await world.listing(CLEAN)).why == why
+            await world.zones.test_due()
     world.lists[BL.zone] = lambda name: SILENT
     for _ in range(50):
         world.now += 1
