@@ -303,6 +303,8 @@ class Case:
         self._desk.waiting.discard(self)
         if reply is not None:
             self._desk.answered += 1
+            if answer.strength == REFUSE:
+                self._desk.stages.refused(self.request.direction, self.request.instance)
             reply(answer)
 
     def _correct(self, operation: Operation, decision: Decision) -> None:

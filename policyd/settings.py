@@ -113,7 +113,8 @@ def one_of(*choices: str) -> Reader:
 
     def read(value: Any) -> str:
         if value not in choices:
-            raise ValueError(f"{value!r} is none of {', '.join(choices)}")
+            shown = ", ".join(choice or '""' for choice in choices)
+            raise ValueError(f"{value!r} is none of {shown}")
         return string(value)
 
     return read

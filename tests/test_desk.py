@@ -191,6 +191,19 @@ def test_a_request_is_answered_once_and_logged(monkeypatch: pytest.MonkeyPatch) 
     assert office.answers == [DUNNO]
 
 
+def test_the_stage_watch_is_told_what_was_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a mail that was refused, by a check or by the deadline, no later stage comes, and none is missed."""
+    office = Office(monkeypatch, *QUOTA)
+    for number in range(4):
+        office.take(instance=f"i{number}")
+        office.writer.run()
+    assert [answer == DUNNO for answer in office.answers] == [True, True, False, False]
+    assert office.desk.stages.refusals == {"submission": 2}
+    office.take(instance="late")
+    office.loop.pass_time(10)
+    assert office.desk.stages.refusals == {"submission": 3}
+
+
 def test_steering_is_read_once_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many requests come in it, and anew in the next."""
     office = Office(monkeypatch, *QUOTA)

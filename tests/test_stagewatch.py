@@ -51,3 +51,18 @@ def test_how_each_stage_is() -> None:
     assert "smtpd_end_of_data_restrictions" in why
     stages.count("submission", "END-OF-MESSAGE", "1.2.3")
     assert [missed for _, missed, _ in stages.states()] == [False]
+
+
+def test_what_was_refused_does_not_miss_a_later_stage() -> None:
+    """A thief who is refused at RCPT for hours never comes to END-OF-MESSAGE: no wrong wiring, and no alert at night."""
+    stages = watch()
+    for _ in range(ENOUGH + 5):
+        stages.count("submission", "RCPT", "1.2.3")
+        stages.refused("submission", "1.2.3")
+    assert not list(stages.missing())
+    assert [missed for _, missed, _ in stages.states()] == [None]
+    stages.refused("submission", f"{ASKED_BY_HAND}17a")
+    for _ in range(ENOUGH):
+        stages.count("submission", "RCPT", "1.2.3")
+    (line,) = stages.missing()
+    assert f"of {ENOUGH} submission requests that were not refused none was" in line

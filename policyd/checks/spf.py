@@ -189,7 +189,8 @@ class Check:
             "identity": "HELO" if result.identity == HELO else "MAIL FROM",
             "domain": result.domain or "the sender",
             "address": claim.ip,
-            "explanation": escape(result.explanation, 150),
+            # Most records have none (RFC 7208 6.2).
+            "explanation": escape(result.explanation, 150) or f"{claim.ip} may not send its mail",
             "problem": escape(result.problem, 100) or "no verdict",
             "ref": "{ref}",
         }

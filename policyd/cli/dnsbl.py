@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 #: The daemon writes every few seconds; what is older than this says that it does not run, ms.
 STALE = 60_000
 _FIGURES = ("asked", "hits", "alone", "errors", "refusals", "latency_ms", "slowest_ms", "sicknesses", "ipv6")
+#: What they are called where the key is not a word.
+_NAMES = {
+    "alone": "hits of no other list",
+    "latency_ms": "latency, ms",
+    "slowest_ms": "slowest, ms",
+    "ipv6": "test entry for IPv6",
+}
 
 
 @click.command()
@@ -119,8 +126,9 @@ def show_list(session: Session, zone: str) -> None:
             "asked by": ", ".join(each["checks"]),
             "tested": stamp(figures["tested_at"]) if figures.get("tested_at") else "",
         }
-        names = {"alone": "hits of no other list", "latency_ms": "latency, ms", "slowest_ms": "slowest, ms"}
-        lines |= {names.get(key, key): figures[key] for key in _FIGURES if key in figures}
+        if "ipv6" in figures:
+            figures["ipv6"] = "yes" if figures["ipv6"] else "no"
+        lines |= {_NAMES.get(key, key): figures[key] for key in _FIGURES if key in figures}
         lines |= {f"hits of {other}, too": count for other, count in figures.get("overlap", {}).items()}
         for key, value in lines.items():
             if value != "":

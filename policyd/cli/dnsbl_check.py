@@ -18,7 +18,7 @@ from policyd.opinion import OFF
 from policyd.senderpolicy import policy_domain
 
 if TYPE_CHECKING:
-    from policyd.checks.dnsbl import Check
+    from policyd.checks.dnsbl import Check, Sum
     from policyd.config import Config
 
 #: Until the lists' answers are there, s.
@@ -34,8 +34,8 @@ NOT_LISTED = 3
 def check(session: Session, what: str) -> int:
     """Ask every configured list about an address or a domain, now and from here: answer, code, time.
 
-    Exit code 0: some list has it, 3: none has, 1: none could be asked. What the daemon remembers, and lists that are off,
-    play no part in this.
+    Exit code 0: some list has it, 3: none has, 1: none could be asked. What the daemon remembers plays no part in this. A list
+    that is off is asked too, and adds nothing to the score.
     """
     address = reversed_address(what)
     name = address or policy_domain(what.rpartition("@")[2].removesuffix("."))
@@ -58,14 +58,15 @@ def check(session: Session, what: str) -> int:
     # What the zones tell the daemon's admin stands in the table here.
     logging.getLogger("policyd").addHandler(logging.NullHandler())
     said = asyncio.run(_ask(session.config, lists, name))
-    for public in _off(session, lists):
+    off = _off(session, lists)
+    for public in off:
         session.note(
             f"{escape(public)} is off: policyd counts nothing for it until 'policyctl dnsbl on {escape(public)}'"
         )
     if session.json:
-        session.data(_check_record(what, asking, said))
+        session.data(_check_record(what, asking, said, off))
     else:
-        for line in _check_lines(what, asking, said):
+        for line in _check_lines(what, asking, said, off):
             click.echo(line)
     if any(each.listing.codes for each in said.values()):
         return 0
@@ -139,29 +140,41 @@ def _answer(listing: Listing) -> str:
     return "not listed" if listing.known else f"does not count: {listing.why}"
 
 
-def _check_lines(what: str, asking: Sequence[tuple[str, Check]], said: dict[Blocklist, Said]) -> list[str]:
+def _total(check: Check, said: dict[Blocklist, Said], off: Sequence[str]) -> Sum:
+    """What the check makes of it, without the lists that are off, as the daemon leaves them out."""
+    lists = [each for each in check.blocklists if each.public not in off]
+    total = check.add_up(lists, [said[each].listing for each in lists])
+    left_out = [each.public for each in check.blocklists if each not in lists]
+    # Who said nothing, and why, stands in the table.
+    reason = total.reason.partition("; not counted: ")[0] if lists else "score 0: all its lists are off"
+    if lists and left_out:
+        reason += f"; off: {', '.join(left_out)}"
+    return total._replace(reason=reason)
+
+
+def _check_lines(
+    what: str, asking: Sequence[tuple[str, Check]], said: dict[Blocklist, Said], off: Sequence[str]
+) -> list[str]:
     rows = [
         (each.public, _answer(its.listing), f"{1000 * its.seconds:.0f} ms", its.text[:120])
         for each, its in said.items()
     ]
     lines = [table(("list", "answer", "took", "says"), rows), ""]
     for name, check in asking:
-        total = check.add_up(check.blocklists, [said[each].listing for each in check.blocklists])
+        total = _total(check, said, off)
         meaning = "listed" if total.named is not None else "not refused"
         lines.append(
-            # Who said nothing, and why, stands above.
-            f"check {name}: {total.reason.partition('; not counted: ')[0]}; "
-            f"refused from {check.threshold} on: {escape(what, 100)} is {meaning}"
+            f"check {name}: {total.reason}; refused from {check.threshold} on: {escape(what, 100)} is {meaning}"
         )
     return lines
 
 
 def _check_record(
-    what: str, asking: Sequence[tuple[str, Check]], said: dict[Blocklist, Said]
+    what: str, asking: Sequence[tuple[str, Check]], said: dict[Blocklist, Said], off: Sequence[str]
 ) -> dict[str, Any]:
     checks = []
     for name, check in asking:
-        total = check.add_up(check.blocklists, [said[each].listing for each in check.blocklists])
+        total = _total(check, said, off)
         checks.append(
             {
                 "check": name,
@@ -175,6 +188,7 @@ def _check_record(
         "lists": [
             {
                 "list": each.public,
+                "off": each.public in off,
                 "codes": list(its.listing.codes),
                 "known": its.listing.known,
                 "why": its.listing.why,

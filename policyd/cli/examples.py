@@ -13,14 +13,17 @@ SMALL = {"messages": 1, "recipients": 1, "bytes": 1000}
 
 
 def typical(
-    site: Site, connection: sqlite3.Connection, account: str, stage: str = END_OF_MESSAGE
+    site: Site, connection: sqlite3.Connection, account: str, stage: str = END_OF_MESSAGE, sender: str = ""
 ) -> tuple[Request, read.Logged | None]:
-    """A small message of ``account``, sent as its last one was, and the newest decision on a request of it."""
+    """A small message of ``account``, sent as its last one was, and the newest decision on a request of it.
+
+    :param sender: instead of that one's.
+    """
     rows = read.decisions(connection, read.Wanted(user=account), 20)
     last = next((row for row in rows if row.sender), rows[0] if rows else None)
     attributes = {
         "protocol_state": stage,
-        "sender": last.sender if last is not None else account if "@" in account else "",
+        "sender": sender or (last.sender if last is not None else account if "@" in account else ""),
         "client_address": last.client if last is not None else "",
         "client_name": last.client_name if last is not None else "",
         "helo_name": last.helo if last is not None else "",

@@ -200,9 +200,11 @@ class Offline:
             room_at(used) if used else 0,
         )
 
-    def typical(self, account: str, stage: str = END_OF_MESSAGE) -> tuple[Request, read.Logged | None]:
-        """A small message of ``account``, sent as its last one was, and the decision on that."""
-        return typical(self.config.site, self.connection, account, stage)
+    def typical(
+        self, account: str, stage: str = END_OF_MESSAGE, sender: str = ""
+    ) -> tuple[Request, read.Logged | None]:
+        """A small message of ``account``, sent as its last one was (but for ``sender``), and the decision on that."""
+        return typical(self.config.site, self.connection, account, stage, sender)
 
 
 def _sound(config: Config, warn: Callable[[str], None] | None) -> Config:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from policyd.blocklists import public_name
+from policyd.blocklists import SUBJECT, public_name
+from policyd.checks import dnsbl
 from policyd.config import CheckSection, Config
 from policyd.opinion import ENFORCE, OFF, SHADOW
 from policyd.request import MX
@@ -164,17 +165,20 @@ class _Words:
 
     def inbound(self) -> Iterator[str]:
         for check, trial in self._checks("dnsbl"):
-            names = dict(check.options.public_names)
-            zones = dict.fromkeys(
-                public_name(site.zone, names) for site in check.options.sites if site.weight > 0
-            )
+            enough, adding = _lists(check.options, self.modes)
+            if not (enough or adding):
+                continue
             what = {
                 "client": "Servers",
                 "sender": "Sender domains",
                 "helo": "HELO names",
             }.get(check.options.lookup, "Servers, by their names,")
             how = "for good" if check.options.on_listed == "reject" else "for now"
-            yield f"{what} listed by {_and(list(zones))} are refused {how}.{trial}"
+            if not enough:
+                yield f"{what} listed by enough of {_and(adding)} are refused {how}.{trial}"
+                continue
+            more = f"; a listing by {_and(adding, 'or')} adds up with others" if adding else ""
+            yield f"{what} listed by {_and(enough)} are refused {how}{more}.{trial}"
         for check, trial in self._checks("spf"):
             refused = [
                 words
@@ -200,6 +204,20 @@ class _Words:
             "Of each message sender, recipients, size, the sending machine, the time and the decision are recorded, never its "
             f"text; these records are removed after {_time(self.config.keep.decisions)}."
         )
+
+
+def _lists(options: dnsbl.Options, modes: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """The public names of the lists that can have mail refused each by itself, and of those that only can together."""
+    names = dict(options.public_names)
+    weights: dict[str, int] = {}
+    for site in options.sites:
+        name = public_name(site.zone, names)
+        if site.weight > 0 and modes.get(SUBJECT + name) != OFF:
+            weights[name] = weights.get(name, 0) + site.weight
+    if sum(weights.values()) < options.threshold:
+        return [], []
+    enough = [name for name, weight in weights.items() if weight >= options.threshold]
+    return enough, [name for name in weights if name not in enough]
 
 
 def _promotion(tier: Tier) -> str:

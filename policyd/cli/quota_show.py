@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from policyd.answer import escape
+from policyd.answer import escape, shell_word
 from policyd.cli.common import Session, Times, account_of, json_option, pass_session, table, usage_errors
 from policyd.errors import NotFound
+from policyd.request import MX
 
 if TYPE_CHECKING:
     import sqlite3
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from policyd.steering import Steering
     from policyd.window import Counter
 
+#: Decisions in which a sender from outside is looked for.
+LOOKED_AT = 100_000
 #: Whose counters can be ranked: the scopes of the quota check.
 SCOPES = (
     "user",
@@ -34,13 +37,21 @@ def must_be_known(connection: sqlite3.Connection, session: Session, account: str
     """
     :raises NotFound: the account was never seen, and no tier names it.
     """
-    from policyd.store import known
+    from policyd.store import known, read
 
     named = {member for tier in session.config.tiers.all.values() for member in tier.members}
     if account in named or known.is_known(connection, account):
         return
     near = known.similar(connection, account) or known.alike(account, named)
     hint = f"; did you mean {' or '.join(escape(name) for name in near)}?" if near else ""
+    # No index finds a sender: of millions of decisions the newest have to do.
+    recent = max(0, read.newest_id(connection) - LOOKED_AT)
+    outside = read.Wanted(sender=account, direction=MX, after=recent)
+    if "@" in account and read.decisions(connection, outside, 1):
+        raise NotFound(
+            f"{escape(account)} is no account that was seen{hint}; mail with this sender came from outside, see "
+            f"'policyctl log --sender {shell_word(account)}'"
+        )
     raise NotFound(
         f"{escape(account)} was never seen{hint or '; Postfix has not asked about it, and nothing was set for it'}"
     )

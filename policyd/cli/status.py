@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,8 +21,12 @@ from policyd.cli.common import (
     table,
 )
 from policyd.cli.when import iso, spoken
+from policyd.decision import REFUSED
 from policyd.request import END_OF_MESSAGE, MX, RCPT, SUBMISSION
 from policyd.units import DAY, HOUR, format_duration, format_size
+
+if TYPE_CHECKING:
+    from policyd.store.read import Arrived
 
 #: Decisions that are looked at for the last day at the most, so that the answer comes at once whatever the load.
 LOOKED_AT = 100_000
@@ -125,7 +130,7 @@ def _look(session: Session, connection: sqlite3.Connection, running: bool | None
     found["warnings"] = [
         *([] if running else [UNKNOWN_RUNNING if running is None else NOT_RUNNING]),
         *_policy_warnings(found),
-        *_stage_warnings(session, stages, bool(newest)),
+        *_stage_warnings(session, day, bool(newest)),
         *status_dns.warnings(found["dns"]),
         *_alert_warnings(found["alerts"]),
         *_file_warnings(session, files),
@@ -175,10 +180,11 @@ def _policy_warnings(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def _stage_warnings(session: Session, stages: list[dict[str, Any]], ever: bool) -> list[str]:
+def _stage_warnings(session: Session, arrived: Sequence[Arrived], ever: bool) -> list[str]:
     """What is configured, and would need a stage that Postfix never asks about."""
-    seen = {(stage["direction"], stage["stage"]) for stage in stages}
-    directions = {direction for direction, _ in seen}
+    seen = {(each.direction, each.stage) for each in arrived}
+    # Of what was refused no later stage comes.
+    directions = {each.direction for each in arrived if each.verdict != REFUSED}
     warnings = []
     if not seen:
         text = "nothing was asked in the last day" if ever else "nothing was ever asked"

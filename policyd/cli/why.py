@@ -71,7 +71,7 @@ def _subject(session: Session, text: str) -> Subject:
 def why(session: Session, user: str) -> None:
     """Can this account send now? If not: which rule, the numbers, when it can, and the command that helps.
 
-    Decides a small message as the daemon would, sent from where the account's last one came from. Of a client's ADDRESS:
+    Decides a small message as the daemon would, sent from where and as whom the account's last one was. Of a client's ADDRESS:
     the same for mail from there, by what is known without the DNS.
     """
     from policyd.cli.offline import Offline
@@ -112,6 +112,8 @@ class Findings:
         #: Bans without effect, each with what stands before it.
         self.masked: list[tuple[Entry, str]] = []
         self.suspension: Suspension | None = None
+        #: The sender of the account's last mail, where it is all that is refused.
+        self.not_its_own = ""
         self.remarks: list[str] = []
         rescued = session.rescued
         #: Whether every check that the daemon may have was asked here.
@@ -136,6 +138,7 @@ class Findings:
         for stage in (RCPT, END_OF_MESSAGE):
             self.decision = logged(offline.decide(request._replace(stage=stage)))
             if self.decision.verdict != "pass":
+                self._look_as_itself(stage)
                 break
         self.bans, self.masked = offline.bans(request)
         row = (
@@ -152,6 +155,19 @@ class Findings:
         refusals = read.decisions(connection, self.subject.wanted("refuse"), 1)
         self.last_refusal = refusals[0] if refusals else None
         self._remark()
+
+    def _look_as_itself(self, stage: str) -> None:
+        """Where it is the sender that is not the login's: whether the account can send as itself."""
+        assert self.decision is not None
+        checks = self._session.config.checks
+        if self.decision.by not in {check.name for check in checks if check.use == "sender_login"}:
+            return
+        self.not_its_own = self.decision.sender or "<>"
+        name = self.subject.name
+        if "@" in name:
+            request, _ = self._offline.typical(name, stage, name)
+            if self._offline.decide(request).settled.verdict == "pass":
+                self.remarks.append(f"as {escape(name)} it can send now")
 
     def _remark(self) -> None:
         from policyd.units import DAY
@@ -215,6 +231,8 @@ class Findings:
         if self.bans:
             commands += [f"policyctl unban {ban.kind} {shell_word(ban.value or '<>')}" for ban in self.bans]
         name = shell_word(self.subject.name)
+        if self.not_its_own:
+            commands.append(f"policyctl sender allow {name} {shell_word(self.not_its_own)}")
         for usage in self.full:
             if usage.scope == "user":
                 commands.append(
@@ -253,6 +271,8 @@ class Findings:
             "client": self.subject.name if self.subject.is_client else None,
             # Of a file with errors only a refusal is certain.
             "can_send": None if self.can_send and not self.complete else self.can_send,
+            # As whom: that of its last mail.
+            "sender": self.decision.sender,
             "answer": self.decision.action,
             "check": self.decision.by,
             "reason": self.decision.reason,
@@ -303,6 +323,8 @@ class Findings:
                 lines = [click.style(text, fg="yellow", bold=True)]
         else:
             verdict = "would be put on hold" if row.verdict == "hold" else "cannot send now"
+            if self.not_its_own:
+                verdict = f"cannot send as {escape(self.not_its_own, 100)}, as it did last"
             lines = [
                 click.style(
                     f"{name} {verdict}: {escape(row.reason, 300) or escape(row.action, 300)}",

@@ -114,6 +114,8 @@ class Asked:
     sick_lists: Mapping[str, str] = field(default_factory=dict)
     #: Checks whose needed stages are missed by what arrived: one line each.
     missing: tuple[str, ...] = ()
+    #: Of the decisions by direction, how many were refusals.
+    refusals: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,9 @@ def _policyd(session: Session, config: Config, found: dict[str, Any], unseen: di
     found.setdefault("clock", look_clock.look(None))
     # Not within: there root acts as the owner of the database, who may not be able to read Python's own modules.
     if "asked" in found:
-        found["asked"] = replace(found["asked"], missing=look_database.missing(config, found["asked"].stages))
+        asked = found["asked"]
+        missing = look_database.missing(config, asked.stages, asked.refusals)
+        found["asked"] = replace(asked, missing=missing)
     pid = daemon_pid(path) if found["running"] else None
     if pid is not None:
         found["process"] = look_process.process(pid)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from policyd.cli import status_dns
 from policyd.cli.status import in_force
 from policyd.config import Config
+from policyd.decision import REFUSED
 from policyd.doctor.facts import Asked, Database
 from policyd.store import admin, contents, read
 from policyd.store.clock import ledger_now, wall
@@ -64,8 +65,11 @@ def asked(connection: sqlite3.Connection) -> Asked:
     now = ledger_now(connection)
     arrived, _ = read.arrived(connection, now - DAY, LOOKED_AT)
     stages: dict[tuple[str, str], int] = {}
+    refusals: dict[str, int] = {}
     for each in arrived:
         stages[each.direction, each.stage] = stages.get((each.direction, each.stage), 0) + each.times
+        if each.verdict == REFUSED:
+            refusals[each.direction] = refusals.get(each.direction, 0) + each.times
     newest = read.decisions(connection, read.Wanted(), 1)
     mirror = SteeringMirror(connection)
     mirror.load()
@@ -84,10 +88,13 @@ def asked(connection: sqlite3.Connection) -> Asked:
         in_force(connection, wall()) or "",
         modes,
         sick,
+        refusals=refusals,
     )
 
 
-def missing(config: Config, stages: Mapping[tuple[str, str], int]) -> tuple[str, ...]:
+def missing(
+    config: Config, stages: Mapping[tuple[str, str], int], refusals: Mapping[str, int]
+) -> tuple[str, ...]:
     """One line for each check that needs a stage which, by what arrived, Postfix never asks at."""
     from policyd.errors import ConfigError
     from policyd.service import build_engine
@@ -97,5 +104,5 @@ def missing(config: Config, stages: Mapping[tuple[str, str], int]) -> tuple[str,
         watch = StageWatch(build_engine(config).rules)
     except ConfigError:
         return ()
-    watch.seen = dict(stages)
+    watch.seen, watch.refusals = dict(stages), dict(refusals)
     return tuple(watch.missing())

@@ -295,12 +295,12 @@ class Upkeep:
             (*self._cursor, STEP_ROWS),
         ).fetchall()
         now = self._ledger.clock.now()
-        old = [row[:3] for row in rows if row[3] < now]
+        old = [(*row[:3], now) for row in rows if row[3] < now]
         if old:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 connection.executemany(
-                    f"DELETE FROM counter WHERE scope = ? AND value = ? AND unit = ? AND expires_at < {now:d}",
+                    "DELETE FROM counter WHERE scope = ? AND value = ? AND unit = ? AND expires_at < ?",
                     old,
                 )
                 connection.execute("COMMIT")

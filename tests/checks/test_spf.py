@@ -130,6 +130,14 @@ def test_the_text_is_the_admins() -> None:
     assert "explains" not in told(says).answer.text
 
 
+def test_a_domain_that_explains_nothing_leaves_no_hole_in_the_text() -> None:
+    """Most records have no exp: a text of the admin's that gives the owner's reason still says what is wrong (RFC 7208 6.2)."""
+    text = "SPF validation failed; {domain} explains: {explanation}. ref {ref}"
+    assert told(Says(FAIL), text=text).answer.text == (
+        "5.7.23 SPF validation failed; example.com explains: 192.0.2.1 may not send its mail. ref {ref}"
+    )
+
+
 @given(st.text(max_size=600), st.text(max_size=600), st.sampled_from([FAIL, PASS, PERMERROR]))
 def test_what_strangers_wrote_cannot_break_an_answer(hostile: str, sender: str, result: str) -> None:
     """Explanation, problem, mechanism, sender and HELO name: one printable ASCII line that Postfix takes, whatever they hold."""
@@ -324,7 +332,7 @@ def test_each_value_of_the_header_ends_where_it_should(sender: str, helo: str, m
     ("options", "words"),
     [
         ({"on_fail": "hold"}, "is none of reject, defer, dunno"),
-        ({"header": "X-SPF"}, "is none of Received-SPF, Authentication-Results"),
+        ({"header": "X-SPF"}, 'is none of Received-SPF, Authentication-Results, ""'),
         ({"helo": "yes"}, "must be true or false"),
         ({"receiver": "mx example"}, "no host name"),
         ({"receiver": "a" * 101}, "longer than 100 characters"),

@@ -153,6 +153,7 @@ def test_the_figures_of_the_daemon_are_shown(place: Beside) -> None:
     assert "hits: 100" in shown
     assert "hits of no other list: 10" in shown
     assert "hits of bl.example, too: 80" in shown
+    assert "test entry for IPv6: yes" in shown
     assert place.json("dnsbl", "show", SECRET)[0]["figures"]["hits"] == 100
 
 
@@ -234,6 +235,23 @@ def test_a_list_that_is_off_is_told_to_be(place: Beside, dns: DnsServer) -> None
     output = place.run("dnsbl", "check", "192.0.2.66").output
     assert "bl.example is off: policyd counts nothing for it until 'policyctl dnsbl on bl.example'" in output
     assert "off: policyd" not in place.run("dnsbl", "check", "bad.example").output
+
+
+def test_a_list_that_is_off_adds_nothing(place: Beside, dns: DnsServer) -> None:
+    """The score is the daemon's: whom only a list that is off has is not said to be refused."""
+    listed(dns, SECRET, reversed_address("192.0.2.66"))
+    assert "192.0.2.66 is listed" in place.run("dnsbl", "check", "192.0.2.66").output
+    place.run("dnsbl", "off", SECRET)
+    output = place.run("dnsbl", "check", "192.0.2.66").output
+    assert "check dnsbl: score 0: on none of 2; off: zen.dq.spamhaus.net; refused from 3 on" in output
+    assert "192.0.2.66 is not refused" in output
+    told = place.json("dnsbl", "check", "192.0.2.66")
+    assert told["checks"] == [{"check": "dnsbl", "score": 0, "threshold": 3, "listed": False}]
+    assert [each["off"] for each in told["lists"]] == [True, False, False]
+    for zone in ("bl.example", "wl.example"):
+        place.run("dnsbl", "off", zone)
+    output = place.run("dnsbl", "check", "192.0.2.66").output
+    assert "check dnsbl: score 0: all its lists are off; refused from 3 on" in output
 
 
 def test_a_list_that_lists_everybody_is_told_to(place: Beside, dns: DnsServer) -> None:

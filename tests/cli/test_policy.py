@@ -143,3 +143,44 @@ def test_markdown_and_json(tmp_path: Path) -> None:
     ]
     plain = place.run("policy")
     assert max(len(line) for line in plain.output.splitlines()) <= 100
+
+
+@pytest.mark.parametrize(
+    ("sites", "threshold", "said"),
+    [
+        (
+            '"a.example*3", "b.example*3"',
+            3,
+            "Servers listed by a.example and b.example are refused for good.",
+        ),
+        (
+            '"a.example*3", "b.example*2", "c.example=127.0.0.2*1", "c.example=127.0.0.3*1", "w.example*-9"',
+            3,
+            "Servers listed by a.example are refused for good; a listing by b.example or c.example adds up with others.",
+        ),
+        (
+            '"a.example", "b.example"',
+            2,
+            "Servers listed by enough of a.example and b.example are refused for good.",
+        ),
+        (
+            '"a.example=127.0.0.2*2", "a.example=127.0.0.3*2"',
+            4,
+            "Servers listed by a.example are refused for good.",
+        ),
+    ],
+)
+def test_a_list_that_is_not_enough_alone_is_not_said_to_be(
+    tmp_path: Path, sites: str, threshold: int, said: str
+) -> None:
+    """What is published is true: a list below the threshold refuses nobody by itself."""
+    text = f'[[check]]\nuse = "dnsbl"\nfor = "mx"\nsites = [{sites}]\nthreshold = {threshold}\n'
+    assert said in sentences(tmp_path, text=text)
+
+
+def test_a_list_that_is_off_is_not_published(tmp_path: Path) -> None:
+    """What was taken out by hand refuses nobody, nor do lists that cannot reach the threshold without it."""
+    text = '[[check]]\nuse = "dnsbl"\nfor = "mx"\nsites = ["a.example*2", "b.example*1"]\nthreshold = 2\n'
+    said = "\n".join(sentences(tmp_path, {"dnsbl/b.example": "off"}, text))
+    assert "Servers listed by a.example are refused for good." in said
+    assert "listed by" not in "\n".join(sentences(tmp_path, {"dnsbl/a.example": "off"}, text))

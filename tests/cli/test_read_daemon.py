@@ -167,6 +167,15 @@ def test_status_counts_the_last_hour_and_warns_of_a_missing_stage(sample: Sample
     assert not any("never at" in warning for warning in policyctl("status", "--json").json["warnings"])
 
 
+def test_a_refused_recipient_misses_no_stage(sample: Sample, policyctl: Run) -> None:
+    """Who is refused at RCPT does not come to END-OF-MESSAGE: status blames no wiring for that."""
+    assert policyctl("ban", "user", "alice", "--force").code == 0
+    sample.ask(protocol_state="RCPT")
+    found = policyctl("status", "--json").json
+    assert found["last_hour"]["submission"]["refuse"] == 1
+    assert not any("never at" in warning for warning in found["warnings"])
+
+
 def test_what_ask_asked_is_not_what_postfix_asks(sample: Sample, policyctl: Run) -> None:
     """A request by hand at END-OF-MESSAGE hides no wrong wiring, and is no mail."""
     sample.ask(protocol_state="RCPT")

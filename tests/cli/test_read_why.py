@@ -339,3 +339,36 @@ def test_a_client_never_seen_has_an_answer_too(sample: Sample, policyctl: Run) -
     ran = policyctl("why", "203.0.113.0/24")
     assert (ran.code, ran.out) == (2, "")
     assert "is a network" in ran.err
+
+
+def test_a_sender_that_is_not_the_logins_stops_that_sender_alone(
+    sample: Sample, policyctl: Run, config_path: Path
+) -> None:
+    """Whoever wrote as somebody else can still send as itself: that is said, and the command that helps allows the sender."""
+    config_path.write_text(
+        config_path.read_text() + '\n[[check]]\nuse = "sender_login"\nfor = "submission"\n'
+    )
+    sample.ask(protocol_state="RCPT", sender="Boss@example.org")
+    found = policyctl("why", "alice", "--json").json
+    assert (found["can_send"], found["check"], found["sender"]) == (False, "sender_login", "Boss@example.org")
+    text = policyctl("why", "alice").out
+    assert text.startswith(f"{ALICE} cannot send as Boss@example.org, as it did last: ")
+    assert f"note: as {ALICE} it can send now" in text
+    assert found["helps"] == [f"policyctl sender allow {ALICE} Boss@example.org"]
+    assert policyctl(*found["helps"][0].split()[1:]).code == 0
+    assert policyctl("why", "alice", "--json").json["can_send"] is True
+    assert policyctl("sender", "rm", ALICE, "Boss@example.org").code == 0
+    assert policyctl("ban", "client", "192.0.2.7").code == 0
+    assert f"{ALICE} cannot send now: banned" in policyctl("why", "alice").out
+
+
+def test_a_stranger_who_was_seen_is_not_said_to_be_unseen(sample: Sample, policyctl: Run) -> None:
+    """The sender in a refusal is no account: the way to what is known of it is named."""
+    sample.ask(sasl_method="", sasl_username="", sender="Carol@example.net", protocol_state="RCPT")
+    ran = policyctl("why", "carol@example.net")
+    assert (ran.code, ran.out) == (3, "")
+    assert ran.err == (
+        "policyctl: carol@example.net is no account that was seen; mail with this sender came from outside, see "
+        "'policyctl log --sender carol@example.net'\n"
+    )
+    assert "Postfix has not asked about it" in policyctl("why", "dave@example.net").err

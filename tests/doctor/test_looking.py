@@ -16,6 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policyd.checks import options_of
+from policyd.config import load
 from policyd.doctor import (
     look_clock,
     look_database,
@@ -142,6 +144,20 @@ def test_versions_that_matter() -> None:
     assert older_debian("22.4.0-4", "22.4.0-4+deb12u1")
     assert not older_debian("24.11.0-1", "22.4.0-4+deb12u1")
     assert older_debian("1:1.0~rc1-1", "1:1.0-1")
+
+
+def test_refused_mail_misses_no_stage(tmp_path: Path) -> None:
+    """What is refused at RCPT does not come to END-OF-MESSAGE; the doctor sends nobody to main.cf for it."""
+    (tmp_path / "policyd.toml").write_text(
+        '[tiers]\ndefault = "a"\n[tier.a]\nlimits = ["1 messages per 1h"]\n[[check]]\nuse = "quota"\nfor = "submission"\n'
+    )
+    config = load(tmp_path / "policyd.toml", options_of)
+    assert not look_database.missing(config, {("submission", "RCPT"): 120}, {"submission": 30})
+    assert look_database.missing(config, {("submission", "RCPT"): 130}, {"submission": 30})
+    with contextlib.closing(Sample(tmp_path / "policyd.db")) as sample:
+        for _ in range(7):
+            sample.ask()
+        assert look_database.asked(sample.connection).refusals == {"submission": 2}
 
 
 def test_the_policy_in_force_is_the_one_that_the_daemon_names(tmp_path: Path) -> None:
