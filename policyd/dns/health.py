@@ -45,6 +45,8 @@ class ListHealth:
         self.why = ""
         self.since = wall
         self.next_test = now
+        #: When a test ended last.
+        self._tested = now - RETEST_SILENT
         #: Not before then it may be well again.
         self._rest_until = now
         #: By kind of name (v4, v6, domain), when a random one was last asked and was not listed.
@@ -125,6 +127,10 @@ class ListHealth:
         silent = self._silent >= MOST_SILENT and now - self._silent_since >= SILENT_FOR
         return f"left {self._silent} look-ups in a row unanswered" if silent else ""
 
+    def doubted(self, now: float) -> None:
+        """It did not answer in time, which was short: a test, which has more, is to tell, if none has just now."""
+        self.next_test = min(self.next_test, max(now, self._tested + RETEST_SILENT))
+
     def tally(self, name: str, listed: bool, others: Collection[str]) -> str:
         """A client's look-ups are done, ``others`` of the lists list it too; why the breaker takes this one out, if it does."""
         if listed:
@@ -153,6 +159,7 @@ class ListHealth:
     def test_unanswered(self, now: float) -> str:
         """A test brought no answer; why it is sick of that, if it is."""
         self._silent_tests += 1
+        self._tested = now
         self.next_test = now + self._retest(silent=True)
         return (
             f"left {self._silent_tests} tests unanswered" if self._silent_tests >= MOST_SILENT_TESTS else ""
@@ -165,7 +172,7 @@ class ListHealth:
 
     def test_passed(self, now: float, wall: int) -> bool:
         """The list is as it should be. Whether it is well again by that."""
-        self.tested_at = wall
+        self.tested_at, self._tested = wall, now
         self._silent_tests = 0
         if self.state == WELL:
             self.next_test = now + TEST_EVERY

@@ -133,7 +133,9 @@ class Zones:
         ended = time.monotonic()
         if found.status == UNKNOWN:
             # Not before its time: an answer that is no answer (SERVFAIL) counts whenever it comes.
-            if found.why not in NOT_THE_LIST and (found.why != "timeout" or due - began >= FAIR):
+            if found.why == "timeout" and due - began < FAIR:
+                health.doubted(self._clock())
+            elif found.why not in NOT_THE_LIST:
                 self._fall_sick(blocklist, health, health.unanswered(self._clock()), silent=True)
             return _sick(health) if health.state == SICK else Listing(why=found.why, ttl=UNKNOWN_TTL)
         health.answered(ended - began if waited else None)

@@ -377,6 +377,29 @@ async def test_no_list_is_blamed_for_the_resolver() -> None:
 
 
 @on_loop
+async def test_a_silent_list_is_noticed_whatever_the_deadline_of_the_mails() -> None:
+    """Where no mail has time to tell slow from silent, the tests tell, which have: else each mail would wait its whole time
+    for that list, up to half an hour. A list that is only slow is tested every ten seconds at most, and stays well."""
+    world = World()
+    await world.with_list(BL)
+    world.asked.clear()
+    for _ in range(60):
+        world.now += 1
+        world.lists[BL.zone] = lambda name: SILENT
+        await world.listing(CLEAN, due=0.0)
+        world.lists[BL.zone] = honest
+        await world.zones.test_due()
+    assert world.state()[0] == "well"
+    assert 1 <= world.asked[f"2.0.0.127.{BL.zone}"] <= 6
+    world.lists[BL.zone] = lambda name: SILENT
+    for _ in range(30):
+        world.now += 1
+        await world.listing(CLEAN, due=0.0)
+        await world.zones.test_due()
+    assert world.state() == ("sick", "left 3 tests unanswered (timeout)")
+
+
+@on_loop
 async def test_tests_without_an_answer_make_a_list_silent_only_after_three() -> None:
     """One lost datagram is no sickness; a list that nobody mails from is noticed all the same."""
     world = World()
