@@ -28,6 +28,9 @@ Filter = tuple[Ranges, Ranges, Ranges, Ranges]
 #: Without a filter everything that is no refusal counts.
 ANY_REPLY: Filter = (((127, 127),), ((0, 255),), ((0, 255),), ((0, 255),))
 
+#: The first octets of a filter that lets through nothing but refusals to answer (policyd.blocklists.REFUSALS).
+ONLY_REFUSALS = (((127, 127),), ((255, 255),), ((255, 255),))
+
 
 class DnsblSite(NamedTuple):
     """One entry of ``sites``."""

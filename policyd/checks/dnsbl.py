@@ -16,7 +16,15 @@ from typing import Any, ClassVar, NamedTuple
 from policyd.answer import DUNNO, Answer, clip, escape, make_answer
 from policyd.blocklists import Blocklist, Listing, is_refusal, public_name, reversed_address
 from policyd.checks import Context
-from policyd.dnsbl_sites import DnsblSite, least_score, most_score, parse_zone, sites, without_key
+from policyd.dnsbl_sites import (
+    ONLY_REFUSALS,
+    DnsblSite,
+    least_score,
+    most_score,
+    parse_zone,
+    sites,
+    without_key,
+)
 from policyd.inquiry import Inquiry
 from policyd.opinion import OFF, Opinion
 from policyd.request import MX, RCPT, SUBMISSION, Request
@@ -134,8 +142,9 @@ class Check:
     def __init__(self, options: Options, context: Context) -> None:
         _agree(options)
         if context.direction == SUBMISSION and not options.even_authenticated:
-            raise ValueError(
-                "with for = 'submission' it would ask nothing; write for = 'mx', or even_authenticated = true"
+            raise Disagreement(
+                "for",
+                "with for = 'submission' it would ask nothing; write for = 'mx', or even_authenticated = true",
             )
         #: The lists that it asks, each once.
         self.blocklists = lists_of(options)
@@ -322,7 +331,8 @@ def _agree(options: Options) -> None:
         )
     for site in options.sites:
         single = [ranges[0][0] for ranges in site.filter if len(ranges) == 1 and ranges[0][0] == ranges[0][1]]
-        if len(single) == 4 and is_refusal(site.zone, ".".join(map(str, single))):
+        refused = len(single) == 4 and is_refusal(site.zone, ".".join(map(str, single)))
+        if refused or site.filter[:3] == ONLY_REFUSALS:
             raise Disagreement(
                 "sites",
                 f"{without_key(site.text)!r} waits for a reply that is a refusal to answer, or no reply of a list, "

@@ -20,7 +20,7 @@ from policyd.checks import Context
 from policyd.inquiry import Inquiry
 from policyd.match import Network, NetworkSet, fold, parse_address
 from policyd.opinion import Opinion
-from policyd.request import MX, RCPT, Request
+from policyd.request import MX, RCPT, SUBMISSION, Request
 from policyd.senderpolicy import (
     FAIL,
     HELO,
@@ -35,7 +35,7 @@ from policyd.senderpolicy import (
     mail_from_claim,
     policy_domain,
 )
-from policyd.settings import boolean, fill, list_of, network, one_of, setting, string, template
+from policyd.settings import Disagreement, boolean, fill, list_of, network, one_of, setting, string, template
 from policyd.steering import Entry, Listing, Steering, canonical_value
 
 REJECT, DEFER, PASS_ON = "reject", "defer", "dunno"
@@ -130,6 +130,11 @@ class Check:
     steadfast: ClassVar[bool] = False
 
     def __init__(self, options: Options, context: Context) -> None:
+        if context.direction == SUBMISSION and not options.even_authenticated:
+            raise Disagreement(
+                "for",
+                "with for = 'submission' it would check nothing; write for = 'mx', or even_authenticated = true",
+            )
         self._options = options
         self._spf = context.spf
         #: The same verdict on the same sender is put into the same words.
@@ -141,9 +146,10 @@ class Check:
         for kind, values in (("domain", options.except_domains), ("client", options.except_hosts)):
             for value in values:
                 self._exceptions.put(Entry(kind, value, "configuration", "", 0, 0))
-        self.needs: Mapping[str, frozenset[str]] = (
-            {MX: frozenset({RCPT})} if context.direction in ("any", MX) else {}
-        )
+        directions = (MX, SUBMISSION) if options.even_authenticated else (MX,)
+        self.needs: Mapping[str, frozenset[str]] = {
+            each: frozenset({RCPT}) for each in directions if context.direction in ("any", each)
+        }
 
     async def check(self, request: Request, now: int, steering: Steering, inquiry: Inquiry) -> Opinion | None:
         """The refusal or the header that the result calls for; ``None`` for what is not checked."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from policyd.config.sections import AlertSection, CheckSection, Config
 from policyd.config.values import ANY
+from policyd.dnsbl_sites import least_score, most_score
 from policyd.geo import trouble as country_trouble
 from policyd.opinion import ENFORCE, OFF
 from policyd.request import MX
@@ -76,13 +77,21 @@ def _of_detects(config: Config, checks: list[CheckSection]) -> Iterator[str]:
 
 
 def _of_when(check: CheckSection, before: list[CheckSection]) -> Iterator[str]:
-    uses = {other.name: other.use for other in before}
+    named = {other.name: other for other in before}
     for condition in check.when:
-        use = uses.get(condition.check)
+        other = named.get(condition.check)
+        use = other.use if other is not None else ""
         if use == "spf" and condition.wanted not in RESULTS:
             yield f"when = {str(condition)!r} names no result of SPF; write one of {', '.join(RESULTS)}"
         elif use == "dnsbl" and not isinstance(condition.wanted, int):
             yield f"when = {str(condition)!r} compares a score with a word; write '{condition.check} >= 1'"
+        elif other is not None and use == "dnsbl":
+            low, high = least_score(other.options.sites), most_score(other.options.sites)
+            # If it holds of none of these, it holds of no score between.
+            scores = (low, high, min(max(low, int(condition.wanted)), high))
+            if not any(condition.holds({condition.check: score}) for score in scores):
+                sums = f"the weights of {other.name} add up to {low} at least and {high} at most"
+                yield f"when = {str(condition)!r} never holds: {sums}; compare with one of these or between"
         elif use in _FINDS_NOTHING:
             yield f"when = {str(condition)!r} never holds, for {use} finds nothing to compare; name a dnsbl or spf check"
 

@@ -29,7 +29,7 @@ def parse_nameserver(text: str) -> tuple[str, int]:
         raise ValueError(f"{text!r} is no nameserver; {remedy}") from None
     if not 0 < port < 65536:
         raise ValueError(f"{text!r} has no port from 1 to 65535; write {write_nameserver(host, PORT)}")
-    if address.is_multicast or address.is_unspecified:
+    if address.is_multicast or address.is_unspecified or str(address) == "255.255.255.255":
         raise ValueError(f"{text!r} is nobody's address; write that of a nameserver, as 127.0.0.1:53")
     return str(address), port
 

@@ -457,6 +457,7 @@ def test_a_client_is_counted_once_for_all_its_recipients() -> None:
         (["b.example=127.255.255.254"], {}, "is a refusal to answer"),
         (["b.example=127.0.0.1"], {}, "is a refusal to answer"),
         (["b.example=10.0.0.[1..9]"], {}, "outside of 127.0.0.0/8"),
+        (["b.example=127.255.255.[0..255]"], {}, "is a refusal to answer"),
     ],
 )
 def test_what_can_never_work_is_an_error_of_the_configuration(

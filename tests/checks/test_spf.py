@@ -276,7 +276,6 @@ def test_it_is_asked_at_rcpt() -> None:
     assert Check.stages == {RCPT}
     assert DATA not in Check.stages
     assert check(Says(), MX).needs == {MX: frozenset({RCPT})}
-    assert check(Says(), SUBMISSION).needs == {}
 
 
 # --- the header ----------------------------------------------------------------------------------------------------------
@@ -346,6 +345,14 @@ def test_a_wrong_option_says_what_is_right(options: dict[str, Any], words: str) 
     """The admin learns of it from `config check`, not from refused mail."""
     with pytest.raises(ValueError, match=re.escape(words)):
         check(Says(), **options)
+
+
+def test_for_submission_alone_it_would_do_nothing() -> None:
+    """Unless it is told to check one's own users, too; then it waits for their RCPT."""
+    with pytest.raises(ValueError, match="for = 'submission'"):
+        Check(Options(), Context("spf", SUBMISSION))
+    own = Check(Options(even_authenticated=True), Context("spf", SUBMISSION))
+    assert own.needs == {SUBMISSION: frozenset({RCPT})}
 
 
 def test_without_a_resolver_nothing_is_refused() -> None:

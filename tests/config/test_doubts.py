@@ -67,6 +67,16 @@ def test_what_is_meant(tmp_path: Path, text: str) -> None:
             7,
             "a score with a word; write 'dnsbl >= 1'",
         ),
+        (
+            BANS + LISTS + GREYLIST + 'when = ["dnsbl >= 99"]\n',
+            7,
+            "never holds: the weights of dnsbl add up to",
+        ),
+        (
+            BANS + LISTS + GREYLIST + 'when = ["dnsbl < 0"]\n',
+            7,
+            "never holds: the weights of dnsbl add up to 0",
+        ),
         (BANS + GREYLIST + 'when = ["bans = hit"]\n', 3, "never holds, for bans finds nothing"),
         (BANS + SPF + GREYLIST + 'spf = "sfp"\n', 6, "spf = 'sfp' names no spf check"),
         (ALLOW + 'senders = ["a@example.net"]\n' + BANS, 1, "lets pass by senders, which anybody can write"),

@@ -31,7 +31,8 @@ def test_a_nameserver_is_an_address_and_a_port(text: str, host: str, port: int) 
 @pytest.mark.parametrize(
     "text",
     ["", "localhost", "ns.example.org:53", "::1", "::1:53", "[::1", "::1]", "[127.0.0.1]:53", "127.0.0.1:", "1.2.3", "[::1]53",
-     "127.0.0.1:x", "127.0.0.1:053:1", " 127.0.0.1", "udp:127.0.0.1", "127.0.0.1:-1", "0.0.0.0", "[::]:53", "[ff02::fb]"],
+     "255.255.255.255", "127.0.0.1:x", "127.0.0.1:053:1", " 127.0.0.1", "udp:127.0.0.1", "127.0.0.1:-1", "0.0.0.0", "[::]:53",
+     "[ff02::fb]"],
 )  # fmt: skip
 def test_what_is_none_is_refused_with_the_remedy(text: str) -> None:
     """The message quotes it and shows one that is right."""
