@@ -44,10 +44,13 @@ def from_client(
     """A small message from the client ``address``, as its last one was, and the newest decision on a request of it."""
     rows = read.decisions(connection, read.Wanted(client=address), 20)
     last = next((row for row in rows if row.sender and not row.user), rows[0] if rows else None)
+    # Greylisting knows a client by its mail: sender and recipient belong together.
+    recipients = (row.recipient for row in rows if row.recipient and last and row.sender == last.sender)
     attributes = {
         "protocol_state": END_OF_MESSAGE,
         # A name that nobody has (RFC 2606): what is found out is about the client.
         "sender": last.sender if last is not None and last.sender else "x@client.invalid",
+        "recipient": next(recipients, ""),
         "client_address": address,
         "client_name": last.client_name if last is not None else "",
         "helo_name": last.helo if last is not None else "",

@@ -72,7 +72,7 @@ def why(session: Session, user: str) -> None:
     """Can this account send now? If not: which rule, the numbers, when it can, and the command that helps.
 
     Decides a small message as the daemon would, sent from where and as whom the account's last one was. Of a client's ADDRESS:
-    the same for mail from there, by what is known without the DNS.
+    the same for mail as its last one; blocklists and SPF are asked now, and from here.
     """
     from policyd.cli.offline import Offline
     from policyd.cli.quota_show import must_be_known
@@ -114,6 +114,8 @@ class Findings:
         self.suspension: Suspension | None = None
         #: The sender of the account's last mail, where it is all that is refused.
         self.not_its_own = ""
+        #: It is only delayed: its server tries again.
+        self.greylisted = False
         self.remarks: list[str] = []
         rescued = session.rescued
         #: Whether every check that the daemon may have was asked here.
@@ -139,6 +141,7 @@ class Findings:
             self.decision = logged(offline.decide(request._replace(stage=stage)))
             if self.decision.verdict != "pass":
                 self._look_as_itself(stage)
+                self.greylisted = self._is_by("greylist")
                 break
         self.bans, self.masked = offline.bans(request)
         row = (
@@ -156,11 +159,15 @@ class Findings:
         self.last_refusal = refusals[0] if refusals else None
         self._remark()
 
+    def _is_by(self, use: str) -> bool:
+        """Whether a check of this kind decided."""
+        by = self.decision.by if self.decision is not None else ""
+        return any(check.name == by and check.use == use for check in self._session.config.checks)
+
     def _look_as_itself(self, stage: str) -> None:
         """Where it is the sender that is not the login's: whether the account can send as itself."""
         assert self.decision is not None
-        checks = self._session.config.checks
-        if self.decision.by not in {check.name for check in checks if check.use == "sender_login"}:
+        if not self._is_by("sender_login"):
             return
         self.not_its_own = self.decision.sender or "<>"
         name = self.subject.name
@@ -177,8 +184,6 @@ class Findings:
             self.remarks.append(UNKNOWN_RUNNING)
         elif not self.running:
             self.remarks.append(NOT_RUNNING)
-        if self.subject.is_client:
-            self.remarks.append("what the DNS says of this client is not asked here")
         if self.last is None:
             self.remarks.append(
                 "no mail from this client is in the decisions that are kept"
@@ -239,7 +244,8 @@ class Findings:
                     f"policyctl quota grant {name} {max(usage.limit.amount, 10)} {usage.limit.unit} --for 1d"
                 )
         if self.subject.is_client and not self.bans:
-            commands.append(f"policyctl allow client {name} --for 1d")
+            grey = "greylist " if self.greylisted else ""
+            commands.append(f"policyctl {grey}allow client {name} --for 1d")
         if self.full and not commands:
             commands.append(f"policyctl check shadow {shell_word(self.decision.by)} --for 1h")
         if self.suspension is not None and self.suspension.ref:
@@ -323,6 +329,8 @@ class Findings:
                 lines = [click.style(text, fg="yellow", bold=True)]
         else:
             verdict = "would be put on hold" if row.verdict == "hold" else "cannot send now"
+            if self.greylisted:
+                verdict = "is delayed now"
             if self.not_its_own:
                 verdict = f"cannot send as {escape(self.not_its_own, 100)}, as it did last"
             lines = [
@@ -337,9 +345,14 @@ class Findings:
                 lines.append(f"  {suspension_text(self.suspension, self.times)}")
             lines += [f"  {_ban_text(ban, self.times)}" for ban in self.bans]
             at = self.can_send_at()
-            lines.append(
-                f"  it can send again from {self.times.until(at)}" if at else "  this does not end by itself"
-            )
+            if self.greylisted:
+                lines.append("  such mail passes when its server tries again after that time")
+            else:
+                lines.append(
+                    f"  it can send again from {self.times.until(at)}"
+                    if at
+                    else "  this does not end by itself"
+                )
             lines += [f"  helps: {command}" for command in self.helps()]
         if row.would:
             lines.append(f"  in shadow: {escape(row.would, 900)}")

@@ -310,6 +310,17 @@ def test_a_client_is_not_delayed_any_more_after_so_many_successes() -> None:
     assert server.tries(now + 36 * DAY, request(sender="newest@example.com")) == "DEFER_IF_PERMIT"
 
 
+def test_without_auto_allow_nothing_of_a_client_is_remembered() -> None:
+    """auto_allow = 0: the triplet alone, however often it passes; and what waited has served once it passed."""
+    server = Server(auto_allow=0)
+    assert server.tries(NOW) == "DEFER_IF_PERMIT"
+    assert server.tries(NOW + HOUR) == "PREPEND"
+    assert server.tries(NOW + 2 * HOUR) == "DUNNO"
+    key = "192.0.2.0/24 alice@example.net bob@example.org"
+    assert set(server.memory) == {MemoryKey(WAITING, key), MemoryKey(PASSED, key)}
+    assert server.memory[MemoryKey(WAITING, key)].expires_at == NOW + HOUR
+
+
 def test_an_allowed_client_is_written_down_once_an_hour() -> None:
     """Its mail costs no row each."""
     server = Server(auto_allow=1)

@@ -118,6 +118,7 @@ def test_the_refusal_says_who_may_not_send_for_whom() -> None:
     assert str(opinion.answer) == (
         "451 4.7.24 SPF validation error; temperror for example.com: timeout for TXT of example.com. ref {ref}"
     )
+    assert opinion.reason == "SPF temperror of MAIL FROM example.com: timeout for TXT of example.com"
 
 
 def test_the_text_is_the_admins() -> None:

@@ -266,6 +266,15 @@ def test_a_list_that_lists_everybody_is_told_to(place: Beside, dns: DnsServer) -
     assert "asked through a public resolver" in place.run("dnsbl", "check", "192.0.2.7").output
 
 
+def test_why_asks_the_lists_too(place: Beside, dns: DnsServer) -> None:
+    """Whoever rings up because of a refusal is told by which list, also after the list has let go of the client."""
+    dns.add(f"2.0.0.127.{SECRET}", "A", "127.0.0.2")
+    listed(dns, SECRET, reversed_address("192.0.2.66"))
+    output = place.run("why", "192.0.2.66").output
+    assert "client 192.0.2.66 cannot send now: score 3: zen.dq.spamhaus.net 127.0.0.2 +3" in output
+    assert "client 192.0.2.7 can send now" in place.run("why", "192.0.2.7").output
+
+
 def test_try_asks_as_the_daemon_does(place: Beside, dns: DnsServer) -> None:
     """What a listed client would be told can be seen beforehand, with what each list said; and that nobody else is."""
     dns.add(f"2.0.0.127.{SECRET}", "A", "127.0.0.2")

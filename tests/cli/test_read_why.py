@@ -372,3 +372,32 @@ def test_a_stranger_who_was_seen_is_not_said_to_be_unseen(sample: Sample, policy
         "'policyctl log --sender carol@example.net'\n"
     )
     assert "Postfix has not asked about it" in policyctl("why", "dave@example.net").err
+
+
+def test_a_greylisted_client_is_delayed_and_a_known_one_can_send(
+    sample: Sample, policyctl: Run, config_path: Path
+) -> None:
+    """By the triplet of its last mail: who passed is no stranger, and a stranger need not be allowed to pass."""
+    config_path.write_text(config_path.read_text() + '\n[[check]]\nuse = "greylist"\nfor = "mx"\n')
+    stranger = {
+        "sasl_method": "",
+        "sasl_username": "",
+        "sender": "carol@example.net",
+        "protocol_state": "RCPT",
+    }
+    sample.ask(**stranger, client_address="203.0.113.7", recipient="alice@example.org")
+    ran = policyctl("why", "203.0.113.7")
+    assert ran.out.startswith("client 203.0.113.7 is delayed now: greylisted: first seen")
+    assert "such mail passes when its server tries again" in ran.out
+    assert "does not end by itself" not in ran.out
+    found = policyctl("why", "203.0.113.7", "--json").json
+    assert found["helps"] == ["policyctl greylist allow client 203.0.113.7 --for 1d"]
+    assert not any("DNS" in remark for remark in found["remarks"])
+    now = sample.clock.now()
+    sample.connection.execute(
+        "INSERT INTO memory (kind, key, first_at, last_at, hits, expires_at) VALUES ('greylist-passed', ?, ?, ?, 1, ?)",
+        ("203.0.113.0/24 carol@example.net alice@example.org", now - HOUR, now, now + DAY),
+    )
+    assert "client 203.0.113.7 can send now" in policyctl("why", "203.0.113.7").out
+    assert policyctl("greylist", "allow", "client", "203.0.113.9").code == 0
+    assert "client 203.0.113.9 can send now" in policyctl("why", "203.0.113.9").out

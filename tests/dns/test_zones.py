@@ -162,6 +162,8 @@ async def test_a_list_that_fails_its_test_counts_nothing_until_it_is_well(
         await world.zones.test_due()
     assert world.asked.total() > before
     assert world.state()[0] == "sick"
+    _, _, since, figures = world.zones.report()[0]
+    assert (since, figures["sicknesses"]) == (1_800_001_000_000, 1)
     world.lists[BL.zone] = honest
     epoch = world.zones.epoch
     world.now += 60
@@ -169,6 +171,15 @@ async def test_a_list_that_fails_its_test_counts_nothing_until_it_is_well(
     assert world.state() == ("well", "")
     assert world.zones.epoch > epoch
     assert (await world.listing()).codes == ("127.0.0.2",)
+    # It is well, and no news any more: not asked before half an hour, and not told again.
+    epoch, before = world.zones.epoch, world.asked.total()
+    world.now += 1799
+    await world.zones.test_due()
+    assert world.asked.total() == before
+    world.now += 1
+    await world.zones.test_due()
+    assert world.asked.total() > before
+    assert world.zones.epoch == epoch
     told = [record.getMessage() for record in caplog.records]
     assert [line.split(":")[0] for line in told] == ["dnsbl-sick", "dnsbl-well"]
     assert told[0].startswith(f"dnsbl-sick: bl.example: {why}")
@@ -317,9 +328,14 @@ async def test_a_silent_list_is_left_out_and_asked_again() -> None:
     world = World()
     await world.with_list(BL)
     world.lists[BL.zone] = lambda name: SILENT
-    for _ in range(9):
+    for _ in range(8):
         assert (await world.listing(CLEAN)).why == "timeout"
         world.now += 1
+    # An answer that was remembered on the way: listed, and no sign of life.
+    health = world.zones._health[BL.zone, False][1]
+    health.listed(LISTED, world.now)
+    assert (await world.listing(CLEAN)).why == "timeout"
+    world.now += 1
     assert world.state()[0] == "well"
     await world.listing(CLEAN)
     assert world.state() == ("sick", "left 10 look-ups in a row unanswered")
@@ -336,9 +352,10 @@ async def test_a_silent_list_is_left_out_and_asked_again() -> None:
 
 @on_loop
 async def test_a_burst_of_silence_is_no_sickness() -> None:
-    """A thousand at once that time out are one event; and an answer in between begins the count anew."""
+    """Hundreds at once that time out are one event, whenever; and an answer in between begins the count anew."""
     world = World()
     await world.with_list(BL)
+    world.now += 600
     world.lists[BL.zone] = lambda name: SILENT
     await asyncio.gather(*(world.listing(reversed_address(f"198.51.100.{n}")) for n in range(200)))
     assert world.state()[0] == "well"
@@ -407,6 +424,9 @@ async def test_tests_without_an_answer_make_a_list_silent_only_after_three() -> 
     await world.with_list(BL)
     for _ in range(2):
         assert world.state()[0] == "well"
+        before = world.asked.total()
+        await world.zones.test_due()
+        assert world.asked.total() == before, "the next one is ten seconds later"
         world.now += 10
         await world.zones.test_due()
     assert world.state() == ("sick", "left 3 tests unanswered (timeout)")
@@ -551,6 +571,18 @@ async def test_without_a_past_only_everybody_is_too_many() -> None:
 
 
 @on_loop
+async def test_whom_the_list_did_not_answer_is_no_client_of_the_breaker() -> None:
+    """Look-ups without an answer say nothing either way: they must not hide that everybody is listed."""
+    world = World()
+    await world.with_list(BL, B2)
+    await clients(world, 0, 49, BL)
+    world.zones.tally((BL, B2), "unanswered", [Listing(why="timeout"), Listing((), True)])
+    assert world.state()[0] == "well"
+    await clients(world, 100, 1, BL)
+    assert world.state()[0] == "sick"
+
+
+@on_loop
 async def test_one_client_that_comes_again_and_again_is_one() -> None:
     """Different clients are counted: a spammer that retries a thousand times proves nothing."""
     world = World()
@@ -575,6 +607,7 @@ async def test_the_figures_tell_which_list_is_worth_its_time() -> None:
     subject, state, since, figures = world.zones.report()[0]
     assert (subject, state, since) == ("dnsbl/zen.dq.spamhaus.net", "well", 1_800_001_000_000)
     assert (figures["hits"], figures["alone"], figures["overlap"]) == (5, 2, {"b2.example": 3})
+    assert [world.zones.report()[1][3][each] for each in ("hits", "alone")] == [3, 0]
     assert world.zones.report()[1][3]["asked"] == 1
     assert "abcdef" not in f"{world.zones.report()}"
     assert figures["tested_at"] == since
