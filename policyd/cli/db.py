@@ -224,7 +224,7 @@ def _prune_now(session: Session) -> None:
                 upkeep = Upkeep(ledger, path, keep)
                 while upkeep.step(idle=True, keep=keep):
                     pass
-                upkeep.checkpoint(wait=True)
+                upkeep.checkpoints.copy(connection, wait=True)
             finally:
                 connection.close()
         finally:

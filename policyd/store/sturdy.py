@@ -516,7 +516,7 @@ class SturdyLedger:
                 ledger = self._ledger
                 while ledger.accounts.save(ledger.begin, ledger.connection, self.clock.now(), 0):
                     pass
-                self._upkeep.checkpoint(wait=True)
+                self._upkeep.checkpoints.copy(self._ledger.connection, wait=True)
             self._ledger.connection.close()
         except (sqlite3.Error, StoreError) as error:
             log.error("%s could not be closed in order: %s", self.path, error)

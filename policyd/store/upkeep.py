@@ -8,9 +8,9 @@ import sqlite3
 import time
 from dataclasses import dataclass
 
-from policyd.errors import StoreBusy
 from policyd.steering import TABLES
-from policyd.store import locks, partitions
+from policyd.store import partitions
+from policyd.store.checkpoints import Checkpoints
 from policyd.store.instances import IDENTITY
 from policyd.store.ledger import Ledger
 from policyd.store.suspensions import end_expired
@@ -18,10 +18,6 @@ from policyd.units import DAY
 
 log = logging.getLogger("policyd.store")
 
-#: Octets of WAL from which a checkpoint is made.
-CHECKPOINT = 8 * 1024 * 1024
-#: Octets of WAL that mean that a reader keeps checkpoints from ending.
-WAL_ALARM = 256 * 1024 * 1024
 #: Rows deleted in one step.
 STEP_ROWS = 2_000
 #: Changes that the change table keeps.
@@ -63,13 +59,13 @@ class Upkeep:
     def __init__(self, ledger: Ledger, path: str, keep: Keep) -> None:
         self._ledger = ledger
         self._path = path
+        self.checkpoints = Checkpoints(path)
         self._keep = keep
         self._cursor: tuple[str, str, str] | None = ("", "", "")
         #: Whether the recipients are being gone through.
         self._recipients = False
         self._next_look = 0.0
         self._next_sweep = 0.0
-        self._next_checkpoint = 0.0
         self._next_size_look = 0.0
         self._next_warning = 0.0
         #: Of its size, how much the database may still take, octets.
@@ -82,7 +78,6 @@ class Upkeep:
         #: Little is free on the file system, or the file itself is larger than it may be.
         self._short = False
         self._long_log = False
-        self._alarmed = False
         self._take_over(keep)
 
     def _take_over(self, keep: Keep) -> None:
@@ -106,10 +101,7 @@ class Upkeep:
         self._take_over(keep)
         self._look_at_sizes()
         clock = time.monotonic()
-        if clock >= self._next_checkpoint:
-            self._next_checkpoint = clock + 0.2
-            if _size(self._path + "-wal") > CHECKPOINT:
-                self.checkpoint()
+        self.checkpoints.step(self._ledger.connection)
         if not idle:
             if clock >= self._next_look:
                 self._next_look = clock + LOOK
@@ -140,24 +132,6 @@ class Upkeep:
             or self._sweep_recipients()
         )
 
-    def checkpoint(self, wait: bool = False) -> None:
-        """Copy the WAL into the database, unless a ``policyctl`` is changing something at this moment."""
-        try:
-            with locks.write_lock(self._path, 5.0 if wait else 0.0):
-                self._ledger.connection.execute(
-                    f"PRAGMA wal_checkpoint({'TRUNCATE' if wait else 'PASSIVE'})"
-                ).fetchone()
-        except StoreBusy:
-            return
-        size = _size(self._path + "-wal")
-        if size > WAL_ALARM and not self._alarmed:
-            log.error(
-                "wal-growth: %s-wal has %d MB; a reader holds it, see 'policyctl status'",
-                self._path,
-                size >> 20,
-            )
-        self._alarmed = size > WAL_ALARM
-
     def _look_at_sizes(self) -> None:
         clock = time.monotonic()
         if clock < self._next_size_look:
@@ -186,7 +160,7 @@ class Upkeep:
         self._crowded = crowded
         self._stuck = self._stuck and crowded
         self._short = left < self._keep.min_free or pages * size > most
-        self._long_log = _size(self._path + "-wal") > 2 * CHECKPOINT
+        self._long_log = self.checkpoints.behind()
 
     def _look(self) -> None:
         """Start over with the sweep of the counters, and let go of old changes."""
@@ -338,10 +312,3 @@ class Upkeep:
         except sqlite3.Error:
             ledger.rollback()
             raise
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from policyd.steering import Entry
-from policyd.store import admin, locks, partitions
+from policyd.store import admin, partitions
+from policyd.store import checkpoints as checkpoints_module
 from policyd.store import upkeep as upkeep_module
 from policyd.store.connect import open_for_admin
 from policyd.store.upkeep import Keep, Upkeep
@@ -321,46 +322,15 @@ def test_pruning_changes_loses_no_reset(sample: Sample, monkeypatch: pytest.Monk
     assert Disk(sample.path).used("messages/external") == 1
 
 
-def test_a_change_by_policyctl_keeps_the_checkpoint_away(sample: Sample) -> None:
-    """SQLite before 3.51.3 can corrupt a WAL when the two meet."""
-    wal = Path(f"{sample.path}-wal")
-    sample.ask()
-    upkeep = upkeep_of(sample)
-    main = Path(sample.path).read_bytes()
-    with locks.write_lock(sample.path):
-        upkeep.checkpoint()
-        assert Path(sample.path).read_bytes() == main
-    upkeep.checkpoint()
-    assert Path(sample.path).read_bytes() != main
-    upkeep.checkpoint(wait=True)
-    assert wal.stat().st_size == 0
-
-
 def test_a_wal_that_has_grown_is_copied_even_while_mail_waits(
     sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else it would grow without end under load."""
-    monkeypatch.setattr(upkeep_module, "CHECKPOINT", 1)
+    monkeypatch.setattr(checkpoints_module, "ENOUGH", 1)
     sample.ask()
     main = Path(sample.path).read_bytes()
     upkeep_of(sample).step(idle=False, keep=ROOMY)
     assert Path(sample.path).read_bytes() != main
-
-
-def test_a_reader_that_holds_the_wal_is_told_of(
-    sample: Sample, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Once, and again after it was well."""
-    monkeypatch.setattr(upkeep_module, "WAL_ALARM", 1)
-    sample.ask()
-    upkeep = upkeep_of(sample)
-    upkeep.checkpoint()
-    upkeep.checkpoint()
-    assert [record.message[:10] for record in caplog.records] == ["wal-growth"]
-    upkeep.checkpoint(wait=True)
-    sample.ask()
-    upkeep.checkpoint()
-    assert len(caplog.records) == 2
 
 
 def test_freed_pages_go_back_to_the_file_system(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
