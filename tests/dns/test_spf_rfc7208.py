@@ -48,9 +48,10 @@ async def test_each_case_gets_its_result(scenario: Any) -> None:
                 found, text = await decide(resolver, case)
                 wanted = case["result"] if isinstance(case["result"], list) else [case["result"]]
                 told = case.get("explanation")
-                if found not in wanted or (
-                    told is not None and text != f"5.7.23 <{'' if told == 'DEFAULT' else told}> {{ref}}"
-                ):
+                if told == "DEFAULT":
+                    # The domain gives none: the check says it in its own words.
+                    told = f"{case['host']} may not send its mail"
+                if found not in wanted or (told is not None and text != f"5.7.23 <{told}> {{ref}}"):
                     if name not in EXEMPT:
                         wrong.append(f"{name}: {found}, {text!r}; should be {case['result']}, {told!r}")
         finally:

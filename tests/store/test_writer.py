@@ -130,11 +130,11 @@ def test_locked_beyond_the_bound_only_what_must_count_gets_no_decision(tmp_path:
             beyond = [store.decide(ask())[0] for _ in range(3)]
             inbound = [store.decide(from_outside())[0] for _ in range(3)]
             at_rcpt = store.decide(rcpt("i", "bob@example.net"))[0]
+            before = Disk(path).used("messages/external")
         assert None not in kept
         assert beyond == [None] * 3
         assert None not in inbound
         assert at_rcpt is not None
-        before = Disk(path).used("messages/external")
         assert before == 1
         many = len(_until_well(store))
         assert Disk(path).used("messages/external") == 6 + many
