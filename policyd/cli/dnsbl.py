@@ -187,7 +187,7 @@ def _records(session: Session) -> list[dict[str, Any]]:
         session.note("policyd does not run; these are the figures of its end")
     records = []
     for (public, domains), names in asked_by.items():
-        known = _of(health, public, domains)
+        known = health_of(health, public, domains)
         row = modes.get(SUBJECT + public)
         state, why = (
             (known.state, str(known.figures.get("why", "")))
@@ -211,7 +211,8 @@ def _records(session: Session) -> list[dict[str, Any]]:
     return records
 
 
-def _of(health: Sequence[Health], public: str, domains: bool) -> Health | None:
+def health_of(health: Sequence[Health], public: str, domains: bool) -> Health | None:
+    """What the daemon last wrote of a list."""
     kind = "domains" if domains else "addresses"
     subjects = (SUBJECT + public, f"{SUBJECT}{public} ({kind})")
     fitting = (each for each in health if each.subject in subjects and each.figures.get("lists") == kind)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from policyd.answer import escape
-from policyd.blocklists import Blocklist, Listing, reversed_address
+from policyd.blocklists import SUBJECT, Blocklist, Listing, reversed_address
 from policyd.cli.common import Session, json_option, pass_session, table
 from policyd.errors import NotFound, StoreError, UserError
 from policyd.opinion import OFF
@@ -59,10 +59,6 @@ def check(session: Session, what: str) -> int:
     logging.getLogger("policyd").addHandler(logging.NullHandler())
     said = asyncio.run(_ask(session.config, lists, name))
     off = _off(session, lists)
-    for public in off:
-        session.note(
-            f"{escape(public)} is off: policyd counts nothing for it until 'policyctl dnsbl on {escape(public)}'"
-        )
     if session.json:
         session.data(_check_record(what, asking, said, off))
     else:
@@ -92,16 +88,31 @@ def _checks(session: Session) -> list[tuple[str, Check]]:
 
 
 def _off(session: Session, lists: Sequence[Blocklist]) -> list[str]:
-    """The public names of the lists that are off by hand; none where there is no database to say so."""
+    """The public names of the lists that are off by hand, after a note on each, and on each that is sick for policyd; none
+    where there is no database to say so."""
     from policyd.cli.common import Times
+    from policyd.cli.dnsbl import STALE, health_of
+    from policyd.dns.health import SICK
     from policyd.store import admin
+    from policyd.store.health import read_health
 
     try:
         with session.reading() as connection:
-            modes = admin.rows(connection, "check_mode", Times.of(connection).now)
+            times = Times.of(connection)
+            modes = admin.rows(connection, "check_mode", times.now)
+            health = read_health(connection, SUBJECT)
     except StoreError:
         return []
     off = {row.name for row in modes if row.mode == OFF}
+    for each in lists:
+        known = health_of(health, each.public, each.domains)
+        if each.subject in off:
+            session.note(
+                f"{escape(each.public)} is off: policyd counts nothing for it until 'policyctl dnsbl on {escape(each.public)}'"
+            )
+        elif known is not None and known.state == SICK and times.now + times.ahead - known.at <= STALE:
+            why = escape(str(known.figures.get("why", "")), 200)
+            session.note(f"{escape(each.public)} is sick for policyd, which counts nothing for it now: {why}")
     return list(dict.fromkeys(each.public for each in lists if each.subject in off))
 
 

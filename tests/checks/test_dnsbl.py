@@ -107,6 +107,17 @@ def test_it_can_defer_instead() -> None:
     assert str(found.answer) == "450 4.7.1 client 192.0.2.7 b.example 2  {ref}"
 
 
+def test_a_name_blown_up_by_what_does_not_count_is_not_kept() -> None:
+    """Characters that a name loses on its way to A-labels (RFC 5891 5.2) make it as long as its sender likes."""
+    lists = Lists(b_example=Listing(("127.0.0.2",), True, "", 300))
+    check = made(lists, "b.example", lookup="helo")
+    assert score(check, stranger(helo_name="bad.example")) == 1
+    assert score(check, stranger(helo_name="\u00ad" * 300 + "bad.example")) == 1
+    assert score(check, stranger(helo_name="\u00ad" * 300 + "bad.example")) == 1
+    assert score(check, stranger(helo_name="bad.example")) == 1
+    assert [name for _, name, _ in lists.asked] == ["bad.example"] * 3
+
+
 def test_each_entry_counts_once_and_a_zone_is_asked_once() -> None:
     """postconf(5): several replies of one entry apply its weight at most once; the same zone with other filters adds up."""
     lists = Lists()

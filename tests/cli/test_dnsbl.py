@@ -254,6 +254,19 @@ def test_a_list_that_is_off_adds_nothing(place: Beside, dns: DnsServer) -> None:
     assert "check dnsbl: score 0: all its lists are off; refused from 3 on" in output
 
 
+def test_a_list_that_is_sick_for_the_daemon_is_told_to_be(place: Beside, dns: DnsServer) -> None:
+    """Asked from here it may look well, as one that the breaker took out; then nobody is refused by it, and here stands why."""
+    listed(dns, "bl.example", reversed_address("192.0.2.66"))
+    told = "bl.example is sick for policyd, which counts nothing for it now: lists 46 of the last 50"
+    place.well("bl.example", "sick", why="lists 46 of the last 50 different clients")
+    assert told in place.run("dnsbl", "check", "192.0.2.66").output
+    assert "is sick for policyd" not in place.run("dnsbl", "check", "bad.example").output
+    place.well("bl.example", "sick", ago=600_000, why="lists 46 of the last 50 different clients")
+    assert "is sick for policyd" not in place.run("dnsbl", "check", "192.0.2.66").output
+    place.well("bl.example")
+    assert "is sick for policyd" not in place.run("dnsbl", "check", "192.0.2.66").output
+
+
 def test_a_list_that_lists_everybody_is_told_to(place: Beside, dns: DnsServer) -> None:
     """The admin who asks why a client was refused must see it at once."""
     dns.add("*.bl.example", "A", "127.0.0.2")
