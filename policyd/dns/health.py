@@ -33,6 +33,46 @@ TAINTED_FOR = 86_400.0
 MOST_TAINTED = 10_000
 
 
+class _Crowd:
+    """The last different clients of one kind, for the breaker: a list may list all of IPv6, and few clients have it.
+
+    All of an IPv6 /64 are one client: who has one address there has as many as he likes (RFC 4291 2.5.4).
+    """
+
+    def __init__(self) -> None:
+        #: By client: its name, and whether this list alone listed it.
+        self._window: OrderedDict[str, tuple[str, bool]] = OrderedDict()
+        #: The part of those listed among the clients before, and how many these were.
+        self._before, self._seen_before = 0.0, 0
+
+    def tally(self, kind: str, name: str, alone: bool) -> int:
+        """How many of the last clients this list alone lists, if that is sudden; else 0."""
+        window = self._window
+        client = name.split(".", 16)[-1] if kind == "v6" else name
+        if client in window:
+            return 0
+        window[client] = name, alone
+        if len(window) > WINDOW:
+            _, (_, was_alone) = window.popitem(last=False)
+            self._seen_before += 1
+            self._before += (was_alone - self._before) / min(self._seen_before, 500)
+        if len(window) < WINDOW:
+            return 0
+        alone_now = sum(each for _, each in window.values())
+        usual = self._seen_before >= WINDOW and self._before >= USUAL
+        # Without a past to compare with, nothing less than everybody is sudden.
+        most = WINDOW * MOST_ALONE if self._seen_before >= WINDOW else WINDOW - 1
+        return alone_now if alone_now > most and not usual else 0
+
+    def names(self) -> list[str]:
+        """Those of the last clients."""
+        return [name for name, _ in self._window.values()]
+
+    def clear(self) -> None:
+        """Begin anew; what is usual is kept."""
+        self._window.clear()
+
+
 class ListHealth:
     """The state of one list."""
 
@@ -56,10 +96,8 @@ class ListHealth:
         self._tainted: dict[str, float] = {}
         self._silent = self._silent_tests = 0
         self._silent_since = now
-        #: The last different clients, and whether this list alone listed them.
-        self._window: OrderedDict[str, bool] = OrderedDict()
-        #: The part of them among the clients before, and how many these were.
-        self._before, self._seen_before = 0.0, 0
+        #: By kind of name.
+        self._crowds: dict[str, _Crowd] = {}
         # --- figures
         self.asked = self.hits = self.alone = self.errors = self.refusals = self.sicknesses = 0
         self.overlap: Counter[str] = Counter()
@@ -131,28 +169,18 @@ class ListHealth:
         """It did not answer in time, which was short: a test, which has more, is to tell, if none has just now."""
         self.next_test = min(self.next_test, max(now, self._tested + RETEST_SILENT))
 
-    def tally(self, name: str, listed: bool, others: Collection[str]) -> str:
+    def tally(self, kind: str, name: str, listed: bool, others: Collection[str]) -> str:
         """A client's look-ups are done, ``others`` of the lists list it too; why the breaker takes this one out, if it does."""
         if listed:
             self.hits += 1
             self.alone += not others
             self.overlap.update(others)
-        if name in self._window:
-            return ""
-        self._window[name] = listed and not others
-        if len(self._window) > WINDOW:
-            _, alone = self._window.popitem(last=False)
-            self._seen_before += 1
-            self._before += (alone - self._before) / min(self._seen_before, 500)
-        if len(self._window) < WINDOW:
-            return ""
-        alone_now = sum(self._window.values())
-        usual = self._seen_before >= WINDOW and self._before >= USUAL
-        # Without a past to compare with, nothing less than everybody is sudden.
-        most = WINDOW * MOST_ALONE if self._seen_before >= WINDOW else WINDOW - 1
-        if alone_now > most and not usual:
-            return f"lists {alone_now} of the last {WINDOW} different clients, as no other list does"
-        return ""
+        alone_now = self._crowds.setdefault(kind, _Crowd()).tally(kind, name, listed and not others)
+        return (
+            f"lists {alone_now} of the last {WINDOW} different clients, as no other list does"
+            if alone_now
+            else ""
+        )
 
     # --- tests ------------------------------------------------------------------------------------------------------
 
@@ -194,11 +222,13 @@ class ListHealth:
         """Something speaks against the list. Whether it was well before."""
         self.next_test = now + self._retest(silent)
         if not silent:
-            self._taint([*self._recent, *(self._window if breaker else ())], now)
+            crowded = [name for crowd in self._crowds.values() for name in crowd.names()] if breaker else []
+            self._taint([*self._recent, *crowded], now)
             self._recent.clear()
         if breaker:
             self._rest_until = self.next_test = now + BREAKER_REST
-            self._window.clear()
+            for crowd in self._crowds.values():
+                crowd.clear()
         first = self.state == WELL
         if first:
             self.state, self.since = SICK, wall

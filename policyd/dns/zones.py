@@ -176,7 +176,9 @@ class Zones:
         for blocklist, listing in zip(lists, listings, strict=True):
             if listing.known:
                 health = self._of(blocklist)
-                why = health.tally(name, bool(listing.codes), listed - {blocklist.public})
+                why = health.tally(
+                    _kind(blocklist, name), name, bool(listing.codes), listed - {blocklist.public}
+                )
                 self._fall_sick(blocklist, health, why, breaker=True)
 
     # --- proof ------------------------------------------------------------------------------------------------------

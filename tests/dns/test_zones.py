@@ -514,7 +514,7 @@ async def clients(
     """So many new clients, listed by ``listed``."""
     for number in range(first, first + count):
         listings = [Listing(("127.0.0.2",), True) if each in listed else Listing((), True) for each in among]
-        world.zones.tally(among, f"client{number}", listings)
+        world.zones.tally(among, reversed_address(f"198.51.{number >> 8}.{number & 255}"), listings)
 
 
 @on_loop
@@ -580,6 +580,33 @@ async def test_whom_the_list_did_not_answer_is_no_client_of_the_breaker() -> Non
     assert world.state()[0] == "well"
     await clients(world, 100, 1, BL)
     assert world.state()[0] == "sick"
+
+
+def from_v6(network: int, host: int = 1) -> str:
+    return reversed_address(f"2001:db8:0:{network:x}::{host:x}")
+
+
+@on_loop
+async def test_a_list_of_all_of_ipv6_is_noticed_though_few_clients_have_it() -> None:
+    """Its random addresses are IPv4's in another dress: a list may let these be, and list everybody who has IPv6."""
+    world = World()
+    await world.with_list(BL, B2)
+    await clients(world, 0, 150)
+    for number in range(50):
+        await clients(world, 1000 + 10 * number, 10)
+        assert world.state()[0] == "well"
+        world.zones.tally((BL, B2), from_v6(number), [Listing(("127.0.0.2",), True), Listing((), True)])
+    assert world.state() == ("sick", "lists 50 of the last 50 different clients, as no other list does")
+
+
+@on_loop
+async def test_one_client_with_many_ipv6_addresses_cannot_take_a_list_out() -> None:
+    """Who is listed with his /64 has 2^64 addresses in it, and would be rid of the list after fifty of them."""
+    world = World()
+    await world.with_list(BL, B2)
+    for number in range(200):
+        world.zones.tally((BL, B2), from_v6(1, number), [Listing(("127.0.0.2",), True), Listing((), True)])
+    assert world.state()[0] == "well"
 
 
 @on_loop
