@@ -36,7 +36,8 @@ MOST_TAINTED = 10_000
 class _Crowd:
     """The last different clients of one kind, for the breaker: a list may list all of IPv6, and few clients have it.
 
-    All of an IPv6 /64 are one client: who has one address there has as many as he likes (RFC 4291 2.5.4).
+    All of an IPv6 /64 are one client (RFC 4291 2.5.4), and all names below the same two last labels: who has one address or
+    name there has as many as he likes, and must not be able to take out a list that lists him.
     """
 
     def __init__(self) -> None:
@@ -48,7 +49,7 @@ class _Crowd:
     def tally(self, kind: str, name: str, alone: bool) -> int:
         """How many of the last clients this list alone lists, if that is sudden; else 0."""
         window = self._window
-        client = name.split(".", 16)[-1] if kind == "v6" else name
+        client = _client(kind, name)
         if client in window:
             return 0
         window[client] = name, alone
@@ -71,6 +72,12 @@ class _Crowd:
     def clear(self) -> None:
         """Begin anew; what is usual is kept."""
         self._window.clear()
+
+
+def _client(kind: str, name: str) -> str:
+    if kind == "v6":
+        return name.split(".", 16)[-1]
+    return ".".join(name.rsplit(".", 2)[-2:]) if kind == "domain" else name
 
 
 class ListHealth:

@@ -610,6 +610,19 @@ async def test_one_client_with_many_ipv6_addresses_cannot_take_a_list_out() -> N
 
 
 @on_loop
+async def test_names_below_one_domain_cannot_take_a_list_out() -> None:
+    """Who owns a listed domain makes up names below it, and would be rid of the list after fifty mails from one address."""
+    world = World()
+    await world.with_list(DBL)
+    for number in range(200):
+        world.zones.tally((DBL,), f"n{number}.bad.example", [Listing(("127.0.1.2",), True)])
+    assert world.state()[0] == "well"
+    for number in range(50):
+        world.zones.tally((DBL,), f"mail.n{number}.example", [Listing(("127.0.1.2",), True)])
+    assert world.state()[0] == "sick"
+
+
+@on_loop
 async def test_one_client_that_comes_again_and_again_is_one() -> None:
     """Different clients are counted: a spammer that retries a thousand times proves nothing."""
     world = World()
