@@ -18,6 +18,8 @@ log = logging.getLogger("policyd.store")
 
 #: Octets of the log that are to be copied at once, at the least.
 ENOUGH = 8 * 1024 * 1024
+#: With so many times as much it is urgent.
+BEHIND = 3
 #: Octets that mean that a reader keeps the copying from its end.
 ALARM = 256 * 1024 * 1024
 #: Between two looks, and between two copyings of a log that has not grown, s.
@@ -37,8 +39,10 @@ class Checkpoints:
         self._alarmed = False
 
     def behind(self) -> bool:
-        """Whether far more came than was expected."""
-        return self._octets() > self._size + 2 * ENOUGH
+        """Whether several times as much came as is enough."""
+        octets = self._octets()
+        late = time.monotonic() - self._copied_at >= BEHIND * (self._full_at - self._copied_at)
+        return octets > ENOUGH and (late or octets > self._size + BEHIND * ENOUGH)
 
     def step(self, connection: sqlite3.Connection) -> None:
         """Copy, if it is time for that.

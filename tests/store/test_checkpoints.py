@@ -100,6 +100,22 @@ def test_a_long_file_is_not_copied_at_every_look(
     assert not checkpoints.behind()
 
 
+def test_what_comes_as_fast_as_before_is_urgent_when_it_waits(
+    sample: Sample, time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under load upkeep rests long after each step; the file grew to twice its bound meanwhile."""
+    monkeypatch.setattr(checkpoints_module, "ENOUGH", 100_000)
+    checkpoints = Checkpoints(sample.path)
+    checkpoints.copy(sample.connection, wait=True)
+    time.now += 1
+    write(sample, 200_000)
+    assert copied(sample, checkpoints)
+    time.now += 1
+    assert not checkpoints.behind()
+    time.now += 1
+    assert checkpoints.behind()
+
+
 def test_more_than_expected_is_copied_at_once(
     sample: Sample, time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +127,8 @@ def test_more_than_expected_is_copied_at_once(
     write(sample, 150_000)
     assert copied(sample, checkpoints)
     time.now += 0.2
-    write(sample, 400_000)
+    assert not checkpoints.behind()
+    write(sample, 600_000)
     assert checkpoints.behind()
     assert copied(sample, checkpoints)
     assert not checkpoints.behind()
