@@ -206,10 +206,11 @@ class Memories:
                     del self._cache[key]
 
     def recover(self) -> None:
-        """After a failure that nobody foresaw: what is not in the table was never decided, and what is there is not known."""
+        """After a failure that nobody foresaw: what is not in the table was never decided."""
+        self._cache.clear()
         self._fresh = {}
         self._piles = ()
-        self.reopened()
+        self._pending, self._passes = [], []
 
     def changed(self) -> None:
         """Somebody else has changed the table: nothing that was read holds any more."""

@@ -125,22 +125,6 @@ def test_what_is_certainly_new_is_not_looked_up(connection: sqlite3.Connection) 
     assert memories.unread(there) == there
 
 
-def test_after_a_failure_that_nobody_foresaw_nothing_is_certainly_new(connection: sqlite3.Connection) -> None:
-    """What was committed just before it is in the table, and a stranger who waits must not have to wait once more."""
-    memories = Memories()
-    assert memories.unread([key("first")])
-    memories.read(connection, [key("first")])
-    assert not memories.unread([key("waits")]), "the kind is empty, so it is certainly new"
-    decided = decide(memories, {key("waits"): fact()})
-    connection.execute("BEGIN IMMEDIATE")
-    memories.write(connection, decided)
-    connection.execute("COMMIT")
-    memories.recover()
-    assert memories.unread([key("waits")])
-    memories.read(connection, [key("waits")])
-    assert memories.of(key("waits")) == fact()
-
-
 def test_of_a_kind_that_nobody_has_met_all_is_new(connection: sqlite3.Connection) -> None:
     """It is seen at the first look; from then on what is written is looked up, and nothing else."""
     memories = Memories()
