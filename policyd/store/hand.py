@@ -1,11 +1,10 @@
-"""Goes round the rows of one kind of remembered facts: counts them, notes which there are, deletes what has to go."""
+"""Goes round the rows of one kind of remembered facts: counts them, and deletes what has expired or has to make room."""
 
 from __future__ import annotations
 
 import sqlite3
 from typing import NamedTuple
 
-from policyd.store.bits import Bits
 from policyd.units import HOUR, MINUTE
 
 #: A hand begins another round so long after it ended one, ms of ledger time.
@@ -19,42 +18,25 @@ class Pass(NamedTuple):
     """What a hand did in a transaction that is not committed yet."""
 
     cursor: str
-    kept: list[tuple[str, int]]
+    seen: dict[int, int]
     deleted: list[tuple[str, int]]
 
 
 class Hand:
-    """Goes round the rows of one kind. Counts are by the minute in which rows expire.
+    """Goes round the rows of one kind. Counts are by the minute in which rows expire."""
 
-    Which keys there are is noted anew in each round; what was deleted since the round before may count as there.
-    """
-
-    def __init__(self, kind: str, cap: int) -> None:
-        """
-        :param cap: rows that are expected at the most.
-        """
+    def __init__(self, kind: str) -> None:
         self.kind = kind
         #: Rows, once a round has ended; ``None``: not known yet.
         self.total: int | None = None
         self.by_minute: dict[int, int] = {}
         self.cursor = ""
         self._seen: dict[int, int] = {}
-        #: The keys that there are, once a round has ended; ``None``: not known yet. And those found in this round.
-        self._known: Bits | None = None
-        self._noted = Bits.of_keys(cap)
         #: In this round rows go that expire by then, ms.
         self._limit = 0
         self._crowded = False
         #: When the last round ended, ms.
         self.ended_at = -ROUND
-
-    def may_hold(self, key: str) -> bool:
-        """Whether there may be a row of ``key``; ``False`` is certain."""
-        return self._known is None or key in self._known
-
-    def is_empty(self, cap: int) -> None:
-        """There is no row yet."""
-        self.total, self._known = 0, Bits.of_keys(cap)
 
     def crowd(self, more: int, cap: int) -> bool:
         """Whether room has to be made, with ``more`` rows to come: an eighth of the bound is for what comes meanwhile."""
@@ -80,16 +62,16 @@ class Hand:
         deleted = [row for row in found if row[1] <= limit]
         if deleted:
             connection.execute(_DELETE, (self.kind, self.cursor, found[-1][0], limit))
-        kept = [row for row in found if row[1] > limit]
-        return Pass(found[-1][0] if len(found) == rows else "", kept, deleted)
+        seen: dict[int, int] = {}
+        for _, expires_at in found:
+            if expires_at > limit:
+                minute = expires_at // MINUTE
+                seen[minute] = seen.get(minute, 0) + 1
+        return Pass(found[-1][0] if len(found) == rows else "", seen, deleted)
 
     def add(self, key: str, expires_at: int, number: int) -> None:
         """A row came (1) or went (-1)."""
         minute = expires_at // MINUTE
-        if number > 0:
-            self._noted.add(key)
-            if self._known is not None:
-                self._known.add(key)
         if self.total is not None:
             self.total += number
             _add(self.by_minute, minute, number)
@@ -97,22 +79,17 @@ class Hand:
         if key <= self.cursor:
             _add(self._seen, minute, number)
 
-    def took(self, passed: Pass, now: int, cap: int) -> None:
-        """The transaction of a :meth:`look` was committed.
-
-        :param cap: rows that are expected at the most.
-        """
+    def took(self, passed: Pass, now: int) -> None:
+        """The transaction of a :meth:`look` was committed."""
         if self.total is not None:
             self.total -= len(passed.deleted)
             for _, expires_at in passed.deleted:
                 _add(self.by_minute, expires_at // MINUTE, -1)
-        self._noted.add(*[key for key, _ in passed.kept])
-        for _, expires_at in passed.kept:
-            _add(self._seen, expires_at // MINUTE, 1)
+        for minute, number in passed.seen.items():
+            _add(self._seen, minute, number)
         self.cursor = passed.cursor
         if not self.cursor:
             self.by_minute, self._seen = self._seen, {}
-            self._known, self._noted = self._noted, Bits.of_keys(cap)
             self.total = sum(self.by_minute.values())
             self.ended_at = now
             self._limit = self._first_quarter() if self._crowded else 0

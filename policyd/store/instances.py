@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 
 from policyd.decision import Decision, Earlier
 from policyd.request import RCPT, Request
-from policyd.store.bits import Bits
 from policyd.store.partitions import Partition
 from policyd.store.statements import chunked, values
 from policyd.units import HOUR
@@ -40,7 +39,8 @@ class Instances:
         self._partial: set[str] = set()
         self._decisions = 0
         self._turned = 0
-        self._new, self._old = Bits(BITS), Bits(BITS)
+        self._new = bytearray(BITS // 8)
+        self._old = bytearray(BITS // 8)
         #: The decision down to which the database was read.
         self._below: int | None = None
         #: Whether the fields of bits tell of everything in the database.
@@ -62,7 +62,10 @@ class Instances:
         for request in requests:
             instance = request.instance
             if instance and (instance not in held or instance in self._partial):
-                if not complete or instance in new or instance in old:
+                for bit in _bits(instance) if complete else ():
+                    if not (new[bit >> 3] | old[bit >> 3]) & (1 << (bit & 7)):
+                        break
+                else:
                     wanted[instance] = None
         return list(wanted)
 
@@ -121,6 +124,10 @@ class Instances:
         if not kept:
             self._held.pop(decision.request.instance, None)
 
+    def _mark(self, instance: str) -> None:
+        for bit in _bits(instance):
+            self._new[bit >> 3] |= 1 << (bit & 7)
+
     def trim(self, now: int, unwritten: int) -> None:
         """Let go of the oldest.
 
@@ -129,14 +136,14 @@ class Instances:
         if len(self._held) > TRANSACTIONS + unwritten or self._decisions > DECISIONS + unwritten:
             for instance in list(self._held)[: max(1, (len(self._held) - unwritten) // 4)]:
                 # Only now: what was decided and taken back, because something had to be read first, is as new as before.
-                self._new.add(instance)
+                self._mark(instance)
                 self._decisions -= len(self._held.pop(instance))
                 self._partial.discard(instance)
             if len(self._partial) > TRANSACTIONS + unwritten:
                 self._partial.clear()
         if now - self._turned > IDENTITY:
             if self._turned:
-                self._old, self._new = self._new, Bits(BITS)
+                self._old, self._new = self._new, bytearray(BITS // 8)
             self._turned = now
 
     def fill(self, connection: sqlite3.Connection, partitions: Sequence[Partition], since: int) -> bool:
@@ -153,13 +160,18 @@ class Instances:
                 (self._below if self._below is not None else 1 << 62, STEP_ROWS),
             ).fetchall()
             for _, _, instance in rows:
-                self._new.add(instance)
+                self._mark(instance)
             self._below = rows[-1][0] if len(rows) == STEP_ROWS else partition.first_id
             if rows and rows[-1][1] < since:
                 break
             return True
         self.complete = True
         return False
+
+
+def _bits(instance: str) -> tuple[int, int]:
+    mark = hash(instance)
+    return mark & (BITS - 1), mark >> 32 & (BITS - 1)
 
 
 def _earlier(decision: Decision) -> Earlier:

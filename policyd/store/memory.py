@@ -1,12 +1,12 @@
 """Remembered facts (``memory`` table): read and written a batch at a time, bounded per kind, what expires first goes first.
 
-Each kind has a hand that goes round its rows in the order of their keys, counts them, notes which there are, and deletes
-what has expired; when a kind comes near its bound it also deletes the quarter that expires first, and is driven by the
-writing itself: for each row that comes in it looks at eight. So the bound holds under any flood, and neighbours go together:
-a delete costs no page of its own, and no index by time is needed. What is certainly new, as in a flood, is not looked up.
-What is held in memory of the table is a small cache; whoever else deletes rows says so in the change table, and then all of
-it is dropped. Over the cache lie, newest first, the facts of what is decided and not yet written: to take a decision back,
-they are cleared. While the database is in trouble, what is decided waits here until it can be written.
+Each kind has a hand that goes round its rows in the order of their keys, counts them, and deletes what has expired; when
+a kind comes near its bound it also deletes the quarter that expires first, and is driven by the writing itself: for
+each row that comes in it looks at eight. So the bound holds under any flood, and neighbours go together: a delete costs
+no page of its own, and no index by time is needed. What is held in memory of the table is a small cache; whoever else
+deletes rows says so in the change table, and then all of it is dropped. Over the cache lie, newest first, the facts of what
+is decided and not yet written: to take a decision back, they are cleared. While the database is in trouble, what is
+decided waits here until it can be written.
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ def _upsert(rows: int) -> str:
     )
 
 
-_ANY = "SELECT 1 FROM memory WHERE kind = ? LIMIT 1"
 _KINDS = (
     "WITH RECURSIVE k (kind) AS (SELECT min(kind) FROM memory UNION ALL "
     "SELECT (SELECT min(kind) FROM memory WHERE memory.kind > k.kind) FROM k WHERE kind IS NOT NULL) "
@@ -86,11 +85,7 @@ class Memories:
     def unread(self, keys: Iterable[MemoryKey]) -> set[MemoryKey]:
         """Those of ``keys`` that the database has to be asked about."""
         cache = self._cache
-        return {key for key in keys if key not in cache and self.of(key) is None and self._may_be_there(key)}
-
-    def _may_be_there(self, key: MemoryKey) -> bool:
-        hand = self._hands.get(key.kind)
-        return hand is None or hand.may_hold(key.key)
+        return {key for key in keys if key not in cache and self.of(key) is None}
 
     def of(self, key: MemoryKey) -> Memory | None:
         """What is remembered of ``key``, expired or not."""
@@ -143,9 +138,6 @@ class Memories:
                 found[MemoryKey(kind, key)] = Memory(*fact)
         for key in missing:
             self._cache[key] = found.get(key)
-        for kind in {key.kind for key in missing} - self._hands.keys():
-            if connection.execute(_ANY, (kind,)).fetchone() is None:
-                self._hand(kind).is_empty(self.cap)
 
     def write(self, connection: sqlite3.Connection, facts: Facts) -> None:
         """Write ``facts``, and make room for them, within the caller's transaction.
@@ -232,7 +224,7 @@ class Memories:
     def _hand(self, kind: str) -> Hand:
         hand = self._hands.get(kind)
         if hand is None:
-            hand = self._hands[kind] = Hand(kind, self.cap)
+            hand = self._hands[kind] = Hand(kind)
         return hand
 
     def tend(self, connection: sqlite3.Connection, now: int) -> bool:
@@ -269,7 +261,7 @@ class Memories:
         for kind, key, expires_at, number in self._pending:
             self._hand(kind).add(key, expires_at, number)
         for hand, passed, now in self._passes:
-            hand.took(passed, now, self.cap)
+            hand.took(passed, now)
             for key, _ in passed.deleted:
                 self._cache.pop(MemoryKey(hand.kind, key), None)
         self._pending, self._passes = [], []

@@ -101,40 +101,11 @@ def test_what_has_expired_is_not_known(connection: sqlite3.Connection) -> None:
 
 def test_nothing_is_read_twice(connection: sqlite3.Connection) -> None:
     """Neither what is there nor what is not; a known request touches no database."""
-    commit(connection, Memories(), {key("a"): fact(), key("d"): fact()})
     memories = Memories()
     memories.read(connection, [key("a"), key("b")])
     assert memories.unread([key("a"), key("b"), key("c")]) == {key("c")}
     memories.put(key("c"), fact())
     assert memories.unread([key("c")]) == set()
-
-
-def test_what_is_certainly_new_is_not_looked_up(connection: sqlite3.Connection) -> None:
-    """A stranger costs no look into the table, once its rows were counted; each row that is there is looked up."""
-    commit(connection, Memories(), {key(n): fact() for n in range(1_000)})
-    memories = Memories(cap=2_000)
-    new = [key(n) for n in range(5_000, 7_000)]
-    assert memories.unread(new) == set(new), "nobody knows yet"
-    counted(connection, memories)
-    assert len(memories.unread(new)) < 100
-    commit(connection, memories, {each: fact() for each in new[:500]})
-    counted(connection, memories, NOW + 2 * HOUR)
-    memories.changed()
-    there = {key(name) for name in rows(connection)}
-    assert len(there) == 1_500
-    assert memories.unread(there) == there
-
-
-def test_of_a_kind_that_nobody_has_met_all_is_new(connection: sqlite3.Connection) -> None:
-    """It is seen at the first look; from then on what is written is looked up, and nothing else."""
-    memories = Memories()
-    memories.read(connection, [key("a")])
-    assert memories.unread([key(n) for n in range(100)]) == set()
-    commit(connection, memories, {key("a"): fact()})
-    memories.changed()
-    assert key("a") in memories.unread([key("a")])
-    memories.reopened()
-    assert memories.unread([key("b")]) == {key("b")}
 
 
 def test_what_is_decided_is_seen_by_what_is_decided_after_it(connection: sqlite3.Connection) -> None:
@@ -311,7 +282,7 @@ def test_a_bound_that_was_lowered_is_reached(connection: sqlite3.Connection) -> 
 def test_counts_are_exact_while_they_are_taken(
     connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows that come and go on either side of the hand are counted once, and where they move; and none is forgotten."""
+    """Rows that come and go on either side of the hand are counted once, and where they move."""
     monkeypatch.setattr(memory, "STEP_ROWS", 7)
     commit(connection, Memories(), {key(f"{n:03}"): fact() for n in range(100)})
     memories = Memories(cap=10_000)
@@ -334,9 +305,6 @@ def test_counts_are_exact_while_they_are_taken(
     assert memories.count("greylist") == len(there) == 100 + 2 * number
     minutes = [each.expires_at // MINUTE for each in there.values()]
     assert hand.by_minute == {minute: minutes.count(minute) for minute in minutes}
-    memories.changed()
-    everything = {key(name) for name in there}
-    assert memories.unread(everything) == everything, "what came behind the hand is known to be there, too"
 
 
 def test_what_has_expired_is_swept_in_small_steps(connection: sqlite3.Connection) -> None:
@@ -393,7 +361,7 @@ def test_a_hand_reads_no_more_than_it_looks_at(connection: sqlite3.Connection) -
 
 steps = st.lists(
     st.tuples(
-        st.sampled_from(("pile", "commit", "keep", "undo", "take", "delete", "tend", "look", "restart")),
+        st.sampled_from(("pile", "commit", "keep", "undo", "take", "delete", "tend", "restart")),
         st.lists(st.tuples(st.integers(0, 12), st.integers(-2, 6)), max_size=5),
     ),
     max_size=30,
@@ -409,7 +377,6 @@ def test_whatever_happens_it_tells_what_was_decided(
     connection = open_for_daemon(str(tmp_path_factory.mktemp("memory") / "policyd.db"))
     model: Facts = {}
     memories = Memories()
-    now = NOW
     #: What is written just now, and what is decided on top of it; each with the model as it was before.
     piles: list[tuple[Facts, Facts]] = []
 
@@ -465,13 +432,6 @@ def test_whatever_happens_it_tells_what_was_decided(
                     model = {each: old for each, old in model.items() if each not in facts}
                 elif step == "tend":
                     counted(connection, memories)
-                elif step == "look":
-                    # Whatever round of the hand it is, all has to be read anew.
-                    now += HOUR // 2
-                    with pytest.MonkeyPatch.context() as patch:
-                        patch.setattr(memory, "STEP_ROWS", 3)
-                        memories.tend(connection, now)
-                    memories.changed()
                 else:
                     memories = Memories()
             everything = [key(name) for name in range(13)]
