@@ -176,3 +176,8 @@ class Counters:
     def all_rows(self, now: int) -> list[Row]:
         """The rows of all that is in memory, for a new database."""
         return self.rows(self._cache, now)
+
+    def written_anew(self) -> None:
+        """A new table has :meth:`all_rows`, and nothing else; what was written into the former one does not hold."""
+        self._healed = dict(self._cache)
+        self._changed.clear()

@@ -123,7 +123,7 @@ class Ledger(Decider):
             self.rollback()
             self.partitions = []
             raise
-        self.counters.part_written()
+        self.counters.written_anew()
         self.accounts.written(known)
         self.accounts.unwritten.clear()
         self.backlog.counted()

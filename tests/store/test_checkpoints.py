@@ -38,6 +38,15 @@ def sample(tmp_path: Path) -> Iterator[Sample]:
     sample.close()
 
 
+@pytest.fixture
+def checkpoints(sample: Sample, time: Time, monkeypatch: pytest.MonkeyPatch) -> Checkpoints:
+    """A million octets are enough, and the log is empty."""
+    monkeypatch.setattr(checkpoints_module, "ENOUGH", 1_000_000)
+    checkpoints = Checkpoints(sample.path)
+    checkpoints.copy(sample.connection, wait=True)
+    return checkpoints
+
+
 def write(sample: Sample, octets: int) -> None:
     """So much comes, at least."""
     with sample.connection:
@@ -66,14 +75,11 @@ def in_file(sample: Sample) -> int:
         connection.close()
 
 
-def test_it_is_copied_when_it_has_grown(sample: Sample, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_copied_when_it_has_grown(sample: Sample, time: Time, checkpoints: Checkpoints) -> None:
     """Not before; and looked at five times a second at the most."""
-    monkeypatch.setattr(checkpoints_module, "ENOUGH", 300_000)
-    checkpoints = Checkpoints(sample.path)
-    checkpoints.copy(sample.connection, wait=True)
     sample.ask()
     assert not copied(sample, checkpoints)
-    write(sample, 400_000)
+    write(sample, 1_400_000)
     assert not copied(sample, checkpoints), "looked at just now"
     time.now += 0.2
     assert copied(sample, checkpoints)
@@ -81,12 +87,9 @@ def test_it_is_copied_when_it_has_grown(sample: Sample, time: Time, monkeypatch:
 
 
 def test_a_long_file_is_not_copied_at_every_look(
-    sample: Sample, time: Time, monkeypatch: pytest.MonkeyPatch
+    sample: Sample, time: Time, checkpoints: Checkpoints
 ) -> None:
     """Once it had been long it was copied, and waited for the disk, five times a second however little came."""
-    monkeypatch.setattr(checkpoints_module, "ENOUGH", 1_000_000)
-    checkpoints = Checkpoints(sample.path)
-    checkpoints.copy(sample.connection, wait=True)
     write(sample, 4_000_000)
     time.now += 1
     assert copied(sample, checkpoints)
@@ -101,14 +104,11 @@ def test_a_long_file_is_not_copied_at_every_look(
 
 
 def test_what_comes_as_fast_as_before_is_urgent_when_it_waits(
-    sample: Sample, time: Time, monkeypatch: pytest.MonkeyPatch
+    sample: Sample, time: Time, checkpoints: Checkpoints
 ) -> None:
     """Under load upkeep rests long after each step; the file grew to twice its bound meanwhile."""
-    monkeypatch.setattr(checkpoints_module, "ENOUGH", 100_000)
-    checkpoints = Checkpoints(sample.path)
-    checkpoints.copy(sample.connection, wait=True)
     time.now += 1
-    write(sample, 200_000)
+    write(sample, 2_000_000)
     assert copied(sample, checkpoints)
     time.now += 1
     assert not checkpoints.behind()
@@ -116,19 +116,14 @@ def test_what_comes_as_fast_as_before_is_urgent_when_it_waits(
     assert checkpoints.behind()
 
 
-def test_more_than_expected_is_copied_at_once(
-    sample: Sample, time: Time, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_than_expected_is_copied_at_once(sample: Sample, time: Time, checkpoints: Checkpoints) -> None:
     """After a quiet time much comes of a sudden: the file may not grow on."""
-    monkeypatch.setattr(checkpoints_module, "ENOUGH", 100_000)
-    checkpoints = Checkpoints(sample.path)
-    checkpoints.copy(sample.connection, wait=True)
     time.now += 1_000
-    write(sample, 150_000)
+    write(sample, 1_500_000)
     assert copied(sample, checkpoints)
     time.now += 0.2
     assert not checkpoints.behind()
-    write(sample, 600_000)
+    write(sample, 6_000_000)
     assert checkpoints.behind()
     assert copied(sample, checkpoints)
     assert not checkpoints.behind()
