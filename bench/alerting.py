@@ -15,6 +15,7 @@ from pathlib import Path
 from bench import servers
 from bench.figures import Say, Scale, judged, load, rest, spread
 from bench.servers import Trouble
+from tests.ports import free_port
 
 #: Few accounts near their limit all the time, so that there are events all the time.
 USERS, RATE, CONNECTIONS = 50, 500, 50
@@ -71,12 +72,12 @@ def _channels(url: str) -> str:
         "good": f"{url}/good",
         "slow": f"{url}/slow",
         "broken": f"{url}/broken",
-        "refusing": f"http://127.0.0.1:{servers.free_port()}/",
+        "refusing": f"http://127.0.0.1:{free_port()}/",
         "mail": "mailto:root",
         "command": "exec:/bin/true",
     }
     channels = "".join(CHANNEL.format(name=name, to=to) for name, to in targets.items())
-    return CHANNELS.format(refusing=servers.free_port()) + channels
+    return CHANNELS.format(refusing=free_port()) + channels
 
 
 def alerts(scale: Scale, work: Path, say: Say) -> None:

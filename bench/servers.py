@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench import traffic
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 PER_HOUR, PER_DAY = 1_000_000, 5_000_000
@@ -61,13 +62,6 @@ class Server:
             if name in {"VmRSS", "VmHWM"}:
                 values[name] = int(value.split()[0]) * 1024 / 1e6
         return values["VmRSS"], values["VmHWM"]
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def environment() -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import json
-import socket
 import socketserver
 import threading
 from collections.abc import Callable
@@ -12,6 +11,8 @@ from email import message_from_bytes
 from email.message import Message
 from email.policy import default
 from typing import Any, Self, cast
+
+from tests.ports import free_port
 
 
 class MailServer:
@@ -86,9 +87,7 @@ class WebServer:
         self.asked: list[str] = []
         self.acknowledged: list[str] = []
         self.told: list[dict[str, Any]] = []
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = int(sock.getsockname()[1])
+        self.port = free_port()
         self._server: http.server.ThreadingHTTPServer | None = None
 
     @property

@@ -35,6 +35,8 @@ import dns.rdatatype
 import dns.rdtypes.ANY.TXT
 import dns.rrset
 
+from tests.ports import free_port
+
 IN = dns.rdataclass.IN
 #: Beyond what the system allows to all (socket(7)): a burst must not be lost while the test's thread has its turn.
 SO_RCVBUFFORCE = 33
@@ -421,23 +423,20 @@ def _send(out: list[tuple[asyncio.DatagramTransport, bytes]], peer: Any) -> None
 def _bind(host: str, port: int) -> tuple[socket.socket, socket.socket]:
     """Both sockets on one port: the given one, or a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for attempt in range(50):
-        udp, tcp = socket.socket(family, socket.SOCK_DGRAM), socket.socket(family, socket.SOCK_STREAM)
-        try:
-            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-            with contextlib.suppress(PermissionError):
-                udp.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
-            udp.bind((host, port))
-            tcp.bind((host, udp.getsockname()[1]))
-        except OSError:
-            udp.close()
-            tcp.close()
-            if port or attempt == 49:
-                raise
-        else:
-            tcp.listen(200)
-            tcp.setblocking(False)
-            udp.setblocking(False)
-            return udp, tcp
-    raise AssertionError
+    udp, tcp = socket.socket(family, socket.SOCK_DGRAM), socket.socket(family, socket.SOCK_STREAM)
+    try:
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        with contextlib.suppress(PermissionError):
+            udp.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
+        port = port or free_port(host)
+        udp.bind((host, port))
+        tcp.bind((host, port))
+    except OSError:
+        udp.close()
+        tcp.close()
+        raise
+    tcp.listen(200)
+    tcp.setblocking(False)
+    udp.setblocking(False)
+    return udp, tcp

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -212,10 +211,3 @@ class Policyd:
             and each["window_ms"] == lengths[window]
         ]
         return int(found["used"])
-
-
-def free_port(family: socket.AddressFamily = socket.AF_INET) -> int:
-    """A TCP port on loopback that was free a moment ago."""
-    with socket.socket(family) as sock:
-        sock.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
-        return int(sock.getsockname()[1])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -14,6 +12,8 @@ from typing import Self
 import dns.exception
 import dns.message
 import dns.query
+
+from tests.ports import free_port
 
 #: Until a server answers, s.
 PATIENCE = 30.0
@@ -71,7 +71,7 @@ class RealServer:
 
     def __init__(self, directory: Path, program: str, config: str, *arguments: str, **more: object) -> None:
         self.directory = directory
-        self.port = _free_port()
+        self.port = free_port()
         self._file = directory / f"{program}.conf"
         self._file.write_text(config.format(port=self.port, directory=directory, **more))
         self._command = [f"/usr/sbin/{program}", *arguments, "-c", str(self._file)]
@@ -134,17 +134,3 @@ def nsd(directory: Path, records: str) -> RealServer:
 def unbound(directory: Path, upstream: RealServer) -> RealServer:
     """unbound, which has everything from ``upstream`` and keeps none of it."""
     return RealServer(directory, "unbound", UNBOUND, "-d", upstream=upstream.port)
-
-
-def _free_port() -> int:
-    """A port that is free for UDP and for TCP, where old connections may still hold one."""
-    while True:
-        with (
-            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
-        ):
-            tcp.bind(("127.0.0.1", 0))
-            port = int(tcp.getsockname()[1])
-            with contextlib.suppress(OSError):
-                udp.bind(("127.0.0.1", port))
-                return port

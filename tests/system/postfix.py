@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
-from tests.system.daemon import free_port
+from tests.ports import free_port
 from tests.system.waiting import PATIENCE, wait_for
 
 DEBIAN = Path("/usr/share/postfix")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import dns.exception
 import dns.message
 import dns.query
 
+from tests.ports import free_port
 from tests.system.waiting import wait_for
 
 #: What is not listed now may be listed at once.
@@ -25,9 +25,7 @@ class Rbldnsd:
 
     def __init__(self, directory: Path, lists: Mapping[str, list[tuple[str, str]]]) -> None:
         self.directory = directory
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self.port = free_port()
         # Started by root, it goes to an account of its own, which has to read the files.
         directory.chmod(0o755)
         self._zones: list[str] = []

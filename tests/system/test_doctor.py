@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.dns.server import DnsServer
-from tests.system.daemon import ROOT, Policyd, free_port
+from tests.ports import free_port
+from tests.system.daemon import ROOT, Policyd
 from tests.system.postfix import SOCKET, Postfix, queue_id, stock_master_cf
 from tests.system.test_clock import WallClock
 from tests.system.waiting import wait_for

@@ -21,8 +21,9 @@ from policyd.answer import DUNNO
 from policyd.config import Listener
 from policyd.session import Session
 from policyd.twisted_listen import TwistedPolicy
+from tests.ports import free_port
 from tests.system.asking import END, RCPT, Asker, connect, in_parallel, new_instance, policy, request
-from tests.system.daemon import Policyd, free_port
+from tests.system.daemon import Policyd
 from tests.system.every_third import echo
 from tests.system.waiting import PATIENCE, wait_for
 
@@ -164,7 +165,7 @@ def test_a_thousand_connections(echoing: tuple[str, Policyd]) -> None:
 
 def test_listeners_of_every_kind(tmp_path: Path) -> None:
     """IPv4, IPv6, UNIX and Twisted's endpoint strings side by side; label and direction are those of the listener."""
-    inet, inet6, endpoint = free_port(), free_port(socket.AF_INET6), free_port()
+    inet, inet6, endpoint = free_port(), free_port("::1"), free_port()
     listen = [
         f"{{ address = 'inet:127.0.0.1:{inet}', label = 'four', for = 'submission' }}",
         f"{{ address = 'inet:[::1]:{inet6}', label = 'six', for = 'mx' }}",

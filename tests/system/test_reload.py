@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
 from tests.system.asking import ALICE, Asker, ask_all, in_parallel, new_instance, policy, request
-from tests.system.daemon import Policyd, free_port
+from tests.system.daemon import Policyd
 from tests.system.test_kill9 import Customer
 from tests.system.waiting import wait_for
 
