@@ -29,7 +29,7 @@ FACTS: dict[str, Any] = {
 
 
 def alert(
-    kind: str = "suspend", subject: str = "alice@example.org", resolved: bool = False, **facts: Any
+    kind: str = "suspend", subject: str = "alice@example.org", resolved: bool = False, /, **facts: Any
 ) -> Alert:
     return Alert("0123456789abcdef0123", "mail", kind, subject, resolved, facts, 1, 0, 1_795_865_882_240)
 
@@ -150,6 +150,6 @@ def test_whatever_the_facts_are(kind: str, subject: str, resolved: bool, facts: 
 @pytest.mark.parametrize("hostile", ["a\nBcc: all@example.org", "x'; rm -rf / #@example.org", "\x1b[2Jclear"])
 def test_a_hostile_name_stays_one_word(hostile: str) -> None:
     """Who pastes a command from an alert runs that command."""
-    for _, command in words(alert(subject=hostile, **FACTS)).commands:
+    for _, command in words(alert("suspend", hostile, **FACTS)).commands:
         assert command.isprintable()
         assert "rm -rf" not in command or "'x'\"'\"'; rm -rf / #@example.org'" in command
