@@ -53,7 +53,8 @@ def stamp(wall_ms: int) -> str:
 
 
 def _gathered(alert: Alert) -> Words:
-    events = [each for each in alert.facts.get("events", ()) if isinstance(each, Mapping)]
+    noted = alert.facts.get("events")
+    events = [each for each in noted if isinstance(each, Mapping)] if isinstance(noted, list) else []
     title = f"{alert.count} times {alert.kind}: {KINDS.get(alert.kind, alert.kind)}"
     facts = [("since", stamp(alert.wall_at))]
     for each in events:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from policyd.alert import KINDS, TEST, Alert
@@ -130,6 +130,7 @@ VALUES = st.recursive(
 )
 
 
+@example("suspend", "", False, {"events": 0})
 @given(
     st.sampled_from([*KINDS, TEST, "else"]),
     st.text(max_size=40),
