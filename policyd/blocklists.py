@@ -53,6 +53,11 @@ class Blocklist(NamedTuple):
         """Its name in the tables of modes and of health."""
         return SUBJECT + self.public
 
+    @property
+    def operator(self) -> str:
+        """Whose it is, as far as its name tells: the two last labels."""
+        return ".".join(self.public.rsplit(".", 2)[-2:])
+
 
 class Listing(NamedTuple):
     """What one list says of one address or domain."""

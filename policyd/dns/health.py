@@ -20,10 +20,13 @@ TEST_EVERY, RETEST_EVERY, RETEST_SILENT = 1800.0, 60.0, 10.0
 BREAKER_REST = 1800.0
 #: A list that left so many look-ups in a row unanswered, over at least this time (s), does not answer.
 MOST_SILENT, SILENT_FOR = 10, 5.0
+#: A list that passes its tests and then leaves all look-ups unanswered again is tested half as often each time, down to this, s.
+RETEST_MUTE = 1800.0
 #: Tests in a row without an answer that make a list silent, and after which it is silent for long: it is asked less then, but
 #: as it may have been the nameserver all the time, all is to be well within half a minute after that.
 MOST_SILENT_TESTS, LONG_SILENT_TESTS, RETEST_LONG_SILENT = 3, 30, 25.0
-#: The breaker looks at so many different clients, and takes a list out that lists more than this part of them, all alone.
+#: The breaker looks at so many different clients, and takes a list out that lists more than this part of them, as no other
+#: operator's list does: lists of one operator have failed together.
 WINDOW, MOST_ALONE = 50, 0.9
 #: Unless it listed so many already before: then it is the clients, not the list.
 USUAL = 0.5
@@ -36,18 +39,18 @@ MOST_TAINTED = 10_000
 class _Crowd:
     """The last different clients of one kind, for the breaker: a list may list all of IPv6, and few clients have it.
 
-    All of an IPv6 /64 are one client (RFC 4291 2.5.4), and all names below the same two last labels: who has one address or
-    name there has as many as he likes, and must not be able to take out a list that lists him.
+    All of an IPv4 /24 or an IPv6 /64 (RFC 4291 2.5.4) are one client, and all names below the same two last labels: who has
+    one address or name there can have many, and must not be able to take out a list that lists him.
     """
 
     def __init__(self) -> None:
-        #: By client: its name, and whether this list alone listed it.
+        #: By client: its name, and whether its operator alone listed it.
         self._window: OrderedDict[str, tuple[str, bool]] = OrderedDict()
         #: The part of those listed among the clients before, and how many these were.
         self._before, self._seen_before = 0.0, 0
 
     def tally(self, kind: str, name: str, alone: bool) -> int:
-        """How many of the last clients this list alone lists, if that is sudden; else 0."""
+        """How many of the last clients this list's operator alone lists, if that is sudden; else 0."""
         window = self._window
         client = _client(kind, name)
         if client in window:
@@ -75,9 +78,10 @@ class _Crowd:
 
 
 def _client(kind: str, name: str) -> str:
-    if kind == "v6":
-        return name.split(".", 16)[-1]
-    return ".".join(name.rsplit(".", 2)[-2:]) if kind == "domain" else name
+    """Addresses are reversed: of 7.2.0.192 it is 2.0.192."""
+    if kind == "domain":
+        return ".".join(name.rsplit(".", 2)[-2:])
+    return name.split(".", 16)[-1] if kind == "v6" else name.partition(".")[2]
 
 
 class ListHealth:
@@ -103,6 +107,8 @@ class ListHealth:
         self._tainted: dict[str, float] = {}
         self._silent = self._silent_tests = 0
         self._silent_since = now
+        #: How often in a row it was silent, well by a test, and silent again without an answer to a look-up in between.
+        self._mute = 0
         #: By kind of name.
         self._crowds: dict[str, _Crowd] = {}
         # --- figures
@@ -160,7 +166,7 @@ class ListHealth:
             self._timed += 1
             self.latency += (seconds - self.latency) / min(self._timed, 64)
             self.slowest = max(self.slowest * 0.99, seconds)
-            self._silent = 0
+            self._silent = self._mute = 0
 
     def unanswered(self, now: float) -> str:
         """It did not answer a look-up; why it is sick of that, if it is."""
@@ -169,22 +175,28 @@ class ListHealth:
         if self._silent == 0:
             self._silent_since = now
         self._silent += 1
-        silent = self._silent >= MOST_SILENT and now - self._silent_since >= SILENT_FOR
-        return f"left {self._silent} look-ups in a row unanswered" if silent else ""
+        if self._silent < MOST_SILENT or now - self._silent_since < SILENT_FOR:
+            return ""
+        self._mute += self.state == WELL
+        return f"left {self._silent} look-ups in a row unanswered"
 
     def doubted(self, now: float) -> None:
         """It did not answer in time, which was short: a test, which has more, is to tell, if none has just now."""
         self.next_test = min(self.next_test, max(now, self._tested + RETEST_SILENT))
 
-    def tally(self, kind: str, name: str, listed: bool, others: Collection[str]) -> str:
-        """A client's look-ups are done, ``others`` of the lists list it too; why the breaker takes this one out, if it does."""
+    def tally(self, kind: str, name: str, listed: bool, others: Collection[str], *, strangers: bool) -> str:
+        """A client's look-ups are done; why the breaker takes this list out, if it does.
+
+        :param others: lists that list it too.
+        :param strangers: whether one of them is another operator's.
+        """
         if listed:
             self.hits += 1
             self.alone += not others
             self.overlap.update(others)
-        alone_now = self._crowds.setdefault(kind, _Crowd()).tally(kind, name, listed and not others)
+        alone_now = self._crowds.setdefault(kind, _Crowd()).tally(kind, name, listed and not strangers)
         return (
-            f"lists {alone_now} of the last {WINDOW} different clients, as no other list does"
+            f"lists {alone_now} of the last {WINDOW} different clients, as no other operator's list does"
             if alone_now
             else ""
         )
@@ -194,6 +206,8 @@ class ListHealth:
     def test_unanswered(self, now: float) -> str:
         """A test brought no answer; why it is sick of that, if it is."""
         self._silent_tests += 1
+        # The tests tell by themselves when it answers again.
+        self._mute = 0
         self._tested = now
         self.next_test = now + self._retest(silent=True)
         return (
@@ -246,6 +260,8 @@ class ListHealth:
     def _retest(self, silent: bool) -> float:
         if not silent:
             return RETEST_EVERY
+        if self._mute:
+            return min(RETEST_SILENT * (1 << min(self._mute - 1, 10)), RETEST_MUTE)
         return RETEST_SILENT if self._silent_tests < LONG_SILENT_TESTS else RETEST_LONG_SILENT
 
     def figures(self) -> dict[str, Any]:

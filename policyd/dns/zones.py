@@ -172,12 +172,18 @@ class Zones:
 
     def tally(self, lists: Sequence[Blocklist], name: str, listings: Sequence[Listing]) -> None:
         """See :class:`policyd.blocklists.Blocklists`."""
-        listed = {each.public for each, listing in zip(lists, listings, strict=True) if listing.codes}
+        listed = {
+            each.public: each.operator for each, listing in zip(lists, listings, strict=True) if listing.codes
+        }
         for blocklist, listing in zip(lists, listings, strict=True):
             if listing.known:
                 health = self._of(blocklist)
                 why = health.tally(
-                    _kind(blocklist, name), name, bool(listing.codes), listed - {blocklist.public}
+                    _kind(blocklist, name),
+                    name,
+                    bool(listing.codes),
+                    listed.keys() - {blocklist.public},
+                    strangers=not {blocklist.operator}.issuperset(listed.values()),
                 )
                 self._fall_sick(blocklist, health, why, breaker=True)
 

@@ -351,6 +351,44 @@ async def test_a_silent_list_is_left_out_and_asked_again() -> None:
 
 
 @on_loop
+async def test_a_list_that_answers_its_tests_alone_is_not_well_every_ten_seconds() -> None:
+    """It is tested half as often each time, half-hourly in the end: else the log and the alarms would go back and forth."""
+    world = World()
+    await world.with_list(BL)
+    world.lists[BL.zone] = lambda name: SILENT if name == CLEAN else honest(name)
+    for _ in range(6 * 3600):
+        world.now += 1
+        await world.zones.test_due()
+        if world.state()[0] == "well":
+            await world.listing(CLEAN)
+    sicknesses = world.zones.report()[0][3]["sicknesses"]
+    assert 10 < sicknesses < 25
+    # One answer, and it is as at first.
+    world.lists[BL.zone] = honest
+    while world.state()[0] == "sick":
+        world.now += 1
+        await world.zones.test_due()
+    await waited(world)
+    world.lists[BL.zone] = lambda name: SILENT if name == CLEAN else honest(name)
+    for _ in range(40):
+        world.now += 1
+        await world.zones.test_due()
+        if world.state()[0] == "well":
+            await world.listing(CLEAN)
+    assert world.zones.report()[0][3]["sicknesses"] == sicknesses + 2
+
+
+async def waited(world: World) -> None:
+    """A look-up whose answer was waited for."""
+    world.held = asyncio.Event()
+    asking = asyncio.ensure_future(world.listing(CLEAN))
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(0, world.held.set)
+    assert (await asking).known
+    world.held = None
+
+
+@on_loop
 async def test_a_burst_of_silence_is_no_sickness() -> None:
     """Hundreds at once that time out are one event, whenever; and an answer in between begins the count anew."""
     world = World()
@@ -514,7 +552,7 @@ async def clients(
     """So many new clients, listed by ``listed``."""
     for number in range(first, first + count):
         listings = [Listing(("127.0.0.2",), True) if each in listed else Listing((), True) for each in among]
-        world.zones.tally(among, reversed_address(f"198.51.{number >> 8}.{number & 255}"), listings)
+        world.zones.tally(among, reversed_address(f"198.{number >> 8}.{number & 255}.7"), listings)
 
 
 @on_loop
@@ -526,7 +564,10 @@ async def test_a_list_that_suddenly_lists_nearly_everyone_is_taken_out() -> None
     await clients(world, 200, 45, BL)
     assert world.state()[0] == "well"
     await clients(world, 300, 1, BL)
-    assert world.state() == ("sick", "lists 46 of the last 50 different clients, as no other list does")
+    assert world.state() == (
+        "sick",
+        "lists 46 of the last 50 different clients, as no other operator's list does",
+    )
     assert world.state(1)[0] == "well"
     # It passes every test: it is left out for half an hour all the same.
     for _ in range(29):
@@ -596,7 +637,10 @@ async def test_a_list_of_all_of_ipv6_is_noticed_though_few_clients_have_it() -> 
         await clients(world, 1000 + 10 * number, 10)
         assert world.state()[0] == "well"
         world.zones.tally((BL, B2), from_v6(number), [Listing(("127.0.0.2",), True), Listing((), True)])
-    assert world.state() == ("sick", "lists 50 of the last 50 different clients, as no other list does")
+    assert world.state() == (
+        "sick",
+        "lists 50 of the last 50 different clients, as no other operator's list does",
+    )
 
 
 @on_loop
@@ -607,6 +651,31 @@ async def test_one_client_with_many_ipv6_addresses_cannot_take_a_list_out() -> N
     for number in range(200):
         world.zones.tally((BL, B2), from_v6(1, number), [Listing(("127.0.0.2",), True), Listing((), True)])
     assert world.state()[0] == "well"
+
+
+@on_loop
+async def test_one_network_with_many_addresses_cannot_take_a_list_out() -> None:
+    """Who hires a /24 that is listed sends from each address of it."""
+    world = World()
+    await world.with_list(BL, B2)
+    for number in range(256):
+        listings = [Listing(("127.0.0.2",), True), Listing((), True)]
+        world.zones.tally((BL, B2), reversed_address(f"198.51.100.{number}"), listings)
+    assert world.state()[0] == "well"
+
+
+@on_loop
+async def test_lists_of_one_operator_that_list_everybody_together_are_taken_out() -> None:
+    """SORBS, UCEPROTECT and others serve several lists from one place: what befalls one befalls the others."""
+    operators = Blocklist("l1.bl.test", "l1.bl.test"), Blocklist("l2.bl.test", "l2.bl.test")
+    world = World()
+    among = (*operators, BL)
+    await world.with_list(*among)
+    await clients(world, 0, 150, among=among)
+    await clients(world, 200, 46, *operators, among=among)
+    assert [world.state(at)[0] for at in range(3)] == ["sick", "sick", "well"]
+    # The figures go by lists all the same.
+    assert world.zones.report()[0][3]["alone"] == 0
 
 
 @on_loop
