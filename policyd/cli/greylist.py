@@ -20,8 +20,8 @@ from policyd.cli.common import (
 )
 from policyd.errors import NotFound
 from policyd.greylisting import CLIENT, PASSED, WAITING, Triplet, normal_sender, origin_of, parse_triplet
-from policyd.match import address_key
-from policyd.steering import ALLOW_KINDS, canonical_value
+from policyd.match import address_key, parse_network
+from policyd.steering import ALLOW_KINDS, Entry, Listing, canonical_value, client_network
 
 if TYPE_CHECKING:
     import sqlite3
@@ -199,34 +199,60 @@ def _find(
 @json_option
 @pass_session
 def list_clients(session: Session, limit: int) -> None:
-    """List clients that passed, the newest last: how often, and which are not delayed any more for that."""
-    from policyd.store import memory
+    """List clients that passed, the newest last: how often, and which are not delayed any more, for that or by hand."""
+    from policyd.store import admin, memory
 
     enough = [check.options.auto_allow for check in session.config.checks if check.use == "greylist"]
     least = min((number for number in enough if number), default=0)
     with session.reading() as connection:
         times = Times.of(connection)
         found = memory.newest(connection, CLIENT, "", lambda each: each.fact.expires_at > times.now, limit)
+        entries = admin.rows(connection, "greylist_allow", times.now)
     found.reverse()
-    rows = [(each, bool(least) and each.fact.hits >= least) for each in found]
+
+    def delayed(each: Remembered) -> str:
+        if _is_spared(each.key, entries):
+            return "no, by hand"
+        return "no more" if least and each.fact.hits >= least else "yes"
+
+    rows = [(each, delayed(each)) for each in found]
     session.show(
         [
-            {"client": each.key, "successes": each.fact.hits, "delayed": not free, **_instants(times, each)}
-            for each, free in rows
+            {
+                "client": each.key,
+                "successes": each.fact.hits,
+                "delayed": said == "yes",
+                **_instants(times, each),
+            }
+            for each, said in rows
         ],
         ("client", "successes", "delayed", "first", "last", "until"),
         [
             (
                 each.key,
                 each.fact.hits,
-                "no more" if free else "yes",
+                said,
                 times.text(each.fact.first_at),
                 times.text(each.fact.last_at),
                 times.text(each.fact.expires_at),
             )
-            for each, free in rows
+            for each, said in rows
         ],
         "no client has passed yet",
+    )
+
+
+def _is_spared(origin: str, entries: Sequence[Entry]) -> bool:
+    """Whether all of ``origin`` is allowed by hand; a part of a network is not all of it."""
+    if origin.startswith("@"):
+        listing = Listing()
+        for each in entries:
+            listing.put(each)
+        return listing.domain(origin[1:], 0) is not None
+    network = parse_network(origin)
+    return any(
+        wider is not None and wider.version == network.version and network.subnet_of(wider)  # type: ignore[arg-type]
+        for wider in (client_network(each.value) for each in entries if each.kind == "client")
     )
 
 

@@ -88,6 +88,26 @@ def test_clients_are_shown(place: Place) -> None:
     assert "no more" in place.run("greylist", "clients").output
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "client", "spared"),
+    [
+        ("client", "192.0.0.0/16", "192.0.2.0/24", True),
+        ("client", "192.0.2.7", "192.0.2.0/24", False),
+        ("client", "2001:db8::/32", "192.0.2.0/24", False),
+        ("client", "mail.example.net", "192.0.2.0/24", False),
+        ("domain", "example", "@pool.example", True),
+        ("domain", ".pool.example", "@pool.example", False),
+    ],
+)
+def test_clients_that_are_allowed_by_hand_are_not_called_delayed(
+    place: Place, kind: str, value: str, client: str, spared: bool
+) -> None:
+    """All of the network, or of the pool; whom only a part of it spares is delayed in the rest."""
+    assert place.run("greylist", "allow", kind, value).exit_code == 0
+    (line,) = (each for each in place.run("greylist", "clients").output.splitlines() if client in each)
+    assert ("no, by hand" in line) == spared
+
+
 def remembered(place: Place) -> set[tuple[str, str]]:
     return set(place.ask("SELECT kind, key FROM memory"))
 
