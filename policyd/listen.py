@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from policyd.config import Listener
+from policyd.descriptors import for_connections
 from policyd.desk import Desk
 from policyd.errors import UserError
 from policyd.session import PolicyProtocol, Session, Transport
@@ -33,8 +34,6 @@ log = logging.getLogger("policyd.listen")
 
 #: Connections that may wait to be accepted; Postfix reconnects with up to default_process_limit at once.
 BACKLOG = 1024
-#: Descriptors for the database, the logs and the loop itself. A quarter of what there is, the DNS may take besides.
-_OWN_FILES = 32
 #: Device, number and time of a socket's file.
 _Identity = tuple[int, int, int]
 #: The first descriptor that systemd hands over (sd_listen_fds(3)).
@@ -72,7 +71,7 @@ class Listening:
         Without any left the loop would close new connections and say nothing, and the DNS and the logs would stand still.
         """
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        room = max(1, files - files // 4 - _OWN_FILES)
+        room = for_connections(files)
         self._most, self._bound = connections, "which is [server] max_connections"
         if files != resource.RLIM_INFINITY and room < connections:
             self._most = room

@@ -26,6 +26,7 @@ RINGS: dict[str, tuple[str, ...]] = {
         "policyd.match",
         "policyd.window",
         "policyd.units",
+        "policyd.descriptors",
         "policyd.settings",
         "policyd.steering",
         "policyd.tiers",

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from policyd.descriptors import for_dns
 from policyd.dns.cache import Cache, Key, clamp
 from policyd.dns.inbox import Inbox
 from policyd.dns.message import MOST_ALIASES, Question, Reply, canonical, make_question
@@ -368,11 +369,11 @@ _DOWN = Reply(UNKNOWN, why=NO_NAMESERVER.why)
 
 
 def _most_under_way(nameservers: int) -> int:
-    """As many as leave three quarters of the process's descriptors to Postfix's connections."""
+    """As many as the process's descriptors allow."""
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if descriptors == resource.RLIM_INFINITY:
         return MOST_UNDER_WAY
-    return max(10, min(MOST_UNDER_WAY, descriptors // 4 // nameservers))
+    return max(10, min(MOST_UNDER_WAY, for_dns(descriptors) // nameservers))
 
 
 def _state(up: bool) -> str:

@@ -6,10 +6,8 @@ import os
 import shlex
 from collections.abc import Iterator
 
+from policyd.descriptors import for_connections
 from policyd.doctor.facts import CRITICAL, WARNING, Facts, Finding
-
-#: Descriptors beyond those of connections: database, logs, nameservers.
-RESERVE = 100
 
 
 def not_running(facts: Facts) -> Iterator[Finding]:
@@ -152,13 +150,13 @@ def privileges(facts: Facts) -> Iterator[Finding]:
             "start it by its unit (systemctl enable --now policyd); 'systemd-analyze security policyd' should say 1.5 or less",
         )
     most = facts.config.server.max_connections if facts.config is not None else 0
-    if most and process.files - process.files // 4 < most + RESERVE:
+    if most and for_connections(process.files) < most:
         yield Finding(
             "few-descriptors",
             WARNING,
             f"policyd may open {process.files} files, and max_connections is {most}",
             "a quarter of them is for questions to the DNS, some for database and logs: it closes connections before that many",
-            f"LimitNOFILE={2 * most + 10 * RESERVE} in its unit (systemctl edit policyd)",
+            f"LimitNOFILE={2 * most + 1_000} in its unit (systemctl edit policyd)",
         )
 
 
