@@ -10,8 +10,11 @@ import click
 
 from policyd.answer import escape
 from policyd.cli.common import Session, json_option, pass_session, table
+from policyd.inquiry import Inquiry
 from policyd.match import parse_address
-from policyd.senderpolicy import TEMPERROR, SpfResult, Verdicts, helo_claim, mail_from_claim
+from policyd.request import RCPT
+from policyd.senderpolicy import TEMPERROR, Claim, SpfResult, Verdicts, helo_claim, mail_from_claim
+from policyd.steering import Steering
 
 if TYPE_CHECKING:
     from policyd.config import Config
@@ -41,7 +44,8 @@ def check(session: Session, ip: str, sender: str, helo: str) -> int:
     """Evaluate SPF for a client's address and a sender, and for the HELO name if it is given.
 
     SENDER is an address, a domain, or <> for the null sender, of which the HELO name is judged. Asks the nameservers of
-    [dns] itself, with the bounds that the daemon has but for its deadline; exit code 1 when the DNS gave no answer.
+    [dns] itself, with the bounds that the daemon has but for its deadline; exit code 1 when the DNS gave no answer. What each
+    spf check of the configuration would answer, were it asked, comes last; 'policyctl try' asks all checks.
     """
     address = parse_address(ip)
     if address is None:
@@ -57,11 +61,19 @@ def check(session: Session, ip: str, sender: str, helo: str) -> int:
     begun = time.monotonic()
     verdicts, look_ups = asyncio.run(_evaluate(session.config, str(address), sender, helo))
     took = time.monotonic() - begun
+    answers = asyncio.run(_answers(session.config, str(address), sender, helo, verdicts))
     if session.json:
-        session.data(_record(str(address), verdicts, look_ups))
+        session.data(_record(str(address), verdicts, look_ups) | {"checks": answers})
     else:
         for line in _lines(verdicts, look_ups):
             click.echo(line)
+        for each in answers:
+            said = (
+                escape(each["answer"], 2000)
+                if each["answer"]
+                else "nothing: this mail is none that it looks at"
+            )
+            click.echo(f"check {each['check']} answers {said}")
     deadline = session.config.server.deadline / 1000
     if took > deadline:
         session.note(f"this took {took:.1f} s; a mail waits {deadline:g} s at most, then it is temperror")
@@ -85,6 +97,47 @@ async def _evaluate(config: Config, ip: str, sender: str, helo: str) -> tuple[Ve
         evaluator.close()
         await resolver.close()
     return verdicts, look_ups
+
+
+class _Known:
+    """Says what was found out already (:class:`policyd.senderpolicy.SpfEvaluator`)."""
+
+    def __init__(self, verdicts: Verdicts, receiver: str) -> None:
+        self.receiver = receiver
+        self._verdicts = verdicts
+
+    async def evaluate(self, mail_from: Claim, helo: Claim | None, due: float) -> Verdicts:
+        return self._verdicts._replace(helo=self._verdicts.helo if helo is not None else None)
+
+
+async def _answers(
+    config: Config, ip: str, sender: str, helo: str, verdicts: Verdicts
+) -> list[dict[str, Any]]:
+    """What each spf check of the configuration answers to these verdicts; ``None``: it looks at no such mail."""
+    from policyd.checks import Context, spf
+    from policyd.dns.spf import host_name
+
+    attributes = {
+        "request": "smtpd_access_policy",
+        "protocol_state": RCPT,
+        "client_address": ip,
+        "helo_name": helo,
+        "sender": "" if sender == "<>" else sender,
+    }
+    request, found = config.site.request(attributes), []
+    for section in config.checks:
+        if not isinstance(section.options, spf.Options):
+            continue
+        context = Context(
+            section.name, section.direction, site=config.site, spf=_Known(verdicts, host_name())
+        )
+        opinion = None
+        if section.direction in ("any", request.direction):
+            opinion = await spf.Check(section.options, context).check(request, 0, Steering(), Inquiry())
+        # The reference is that of a decision, and this is none.
+        answer = None if opinion is None else str(opinion.answer).replace("{ref}", "REF")
+        found.append({"check": section.name, "answer": answer})
+    return found
 
 
 def _lines(verdicts: Verdicts, look_ups: list[LookUp]) -> list[str]:

@@ -90,6 +90,47 @@ def test_what_may_stand_for_a_sender(place: Place, sender: str, helo: tuple[str,
     assert said in result.output
 
 
+def test_what_the_configured_checks_answer(place: Place) -> None:
+    """Each spf check, by its own settings: a refusal with its text, the header, or that it does not look at such mail."""
+    with place.config.open("a") as file:
+        file.write(
+            """
+[[check]]
+use = "spf"
+for = "mx"
+receiver = "mx.example.org"
+on_helo_fail = "dunno"
+
+[[check]]
+use = "spf"
+name = "lenient"
+for = "mx"
+on_fail = "dunno"
+helo = false
+header = ""
+except_domains = ["example.net"]
+
+[[check]]
+use = "spf"
+name = "own"
+for = "submission"
+even_authenticated = true
+"""
+        )
+    told = place.run("spf", "check", "192.0.2.77", "bob@example.com", "mail.example.net").output
+    assert (
+        "check spf answers 550 5.7.23 SPF validation failed; example.com does not permit 192.0.2.77 to send its mail "
+        "(fail). ref REF\n" in told
+    )
+    assert "check lenient answers DUNNO\n" in told
+    assert "check own answers nothing: this mail is none that it looks at\n" in told
+    told = place.run("spf", "check", "192.0.2.10", "bob@example.com", "mail.example.net").output
+    assert "check spf answers PREPEND Received-SPF: pass receiver=mx.example.org;" in told
+    answers = place.json("spf", "check", "192.0.2.10", "carol@www.example.net")["checks"]
+    assert [each["check"] for each in answers] == ["spf", "lenient", "own"]
+    assert [each["answer"] is None for each in answers] == [False, True, True]
+
+
 def test_no_answer_is_told_apart(place: Place) -> None:
     """A script must not take trouble of the DNS for a verdict."""
     result = place.run("spf", "check", "192.0.2.10", "a@silent.example")
