@@ -451,17 +451,17 @@ def json_line(decision: Decision) -> str:
     )
 
 
-#: What stands for itself as a value, and as an address within ``<>``.
-_PLAIN = re.compile(r"[A-Za-z0-9!#$%&'()*+,./:;<>?@\[\]^_`{|}~-]+", re.ASCII)
-_ADDRESS = re.compile(r"[A-Za-z0-9!#$%&'()*+,./:;=?@\[\]^_`{|}~-]*", re.ASCII)
+#: What stands for itself as a value, and as an address within ``<>``; to a shell ' begins a quotation.
+_PLAIN = re.compile(r"[A-Za-z0-9!#$%&()*+,./:;<>?@\[\]^_`{|}~-]+", re.ASCII)
+_ADDRESS = re.compile(r"[A-Za-z0-9!#$%&()*+,./:;=?@\[\]^_`{|}~-]*", re.ASCII)
 
 
 #: A line whose values all stand for themselves.
 _PLAIN_LINE = re.compile(
     r"[0-9TZ:.-]+ id=\d+ verdict=[a-z]+ check=[a-z0-9-]+ stage=[A-Z-]+ instance=V queue_id=V user=V client=V "
     r"sender=<A> recipient=<A> rcpts=\d+ size=\d+ action=[A-Z_]+ policy=[0-9a-f]* us=-?\d+".replace(
-        "V", r"[A-Za-z0-9!#$%&'()*+,./:;<>?@\[\]^_`{|}~-]+"
-    ).replace("A>", r"[A-Za-z0-9!#$%&'()*+,./:;?@\[\]^_`{|}~-]+>"),
+        "V", r"[A-Za-z0-9!#$%&()*+,./:;<>?@\[\]^_`{|}~-]+"
+    ).replace("A>", r"[A-Za-z0-9!#$%&()*+,./:;?@\[\]^_`{|}~-]+>"),
     re.ASCII,
 )
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from policyd import decisionlog
@@ -94,6 +94,7 @@ hostile = st.dictionaries(
 )
 
 
+@example({"sender": "o'brien@example.org"})
 @given(hostile)
 def test_whatever_was_sent_a_decision_is_one_printable_line_that_reads_back(
     attributes: dict[str, str],

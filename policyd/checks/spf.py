@@ -196,8 +196,8 @@ class Check:
             "domain": result.domain or "the sender",
             "address": claim.ip,
             # Most records have none (RFC 7208 6.2).
-            "explanation": escape(result.explanation, 150) or f"{claim.ip} may not send its mail",
-            "problem": escape(result.problem, 100) or "no verdict",
+            "explanation": escape(result.explanation.strip(), 150) or f"{claim.ip} may not send its mail",
+            "problem": escape(result.problem.strip(), 100) or "no verdict",
             "ref": "{ref}",
         }
         text = fill(self._options.error_text if error else self._options.text, fields)

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from policyd.answer import DUNNO, MAX_TEXT_BYTES, make_answer
@@ -139,6 +139,7 @@ def test_a_domain_that_explains_nothing_leaves_no_hole_in_the_text() -> None:
     )
 
 
+@example(" ", "", PERMERROR)
 @given(st.text(max_size=600), st.text(max_size=600), st.sampled_from([FAIL, PASS, PERMERROR]))
 def test_what_strangers_wrote_cannot_break_an_answer(hostile: str, sender: str, result: str) -> None:
     """Explanation, problem, mechanism, sender and HELO name: one printable ASCII line that Postfix takes, whatever they hold."""

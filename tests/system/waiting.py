@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 #: Seconds after which something that a busy machine does in one is given up.
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 def wait_for(done: Callable[[], object], what: Callable[[], str]) -> None:
