@@ -13,7 +13,8 @@ import click
 from policyd.answer import escape
 from policyd.blocklists import SUBJECT, Blocklist, Listing, reversed_address
 from policyd.cli.common import Session, json_option, pass_session, table
-from policyd.errors import NotFound, StoreError, UserError
+from policyd.cli.configured import checks_of
+from policyd.errors import NotFound, StoreError
 from policyd.opinion import OFF
 from policyd.senderpolicy import policy_domain
 
@@ -44,10 +45,10 @@ def check(session: Session, what: str) -> int:
             f"{escape(what)!r} is no address and no domain; write one like 192.0.2.1 or example.org",
             click.get_current_context(),
         )
-    asking = [
-        (check_name, each)
-        for check_name, each in _checks(session)
-        if each.blocklists[0].domains != bool(address)
+    asking: list[tuple[str, Check]] = [
+        (section.name, check)
+        for section, check in checks_of(session, "dnsbl")
+        if check.blocklists[0].domains != bool(address)
     ]
     if not asking:
         kind = "addresses" if address else "domains"
@@ -58,7 +59,9 @@ def check(session: Session, what: str) -> int:
     # What the zones tell the daemon's admin stands in the table here.
     logging.getLogger("policyd").addHandler(logging.NullHandler())
     said = asyncio.run(_ask(session.config, lists, name))
-    off = _off(session, lists)
+    off, notes = _state(session, lists)
+    for note in notes:
+        session.note(note)
     if session.json:
         session.data(_check_record(what, asking, said, off))
     else:
@@ -69,27 +72,9 @@ def check(session: Session, what: str) -> int:
     return NOT_LISTED if any(each.listing.known for each in said.values()) else 1
 
 
-def _checks(session: Session) -> list[tuple[str, Check]]:
-    """The dnsbl checks of the configuration, by name.
-
-    :raises UserError: one does not take its options.
-    """
-    from policyd.checks import Context, dnsbl
-
-    found = []
-    for section in session.config.checks:
-        if isinstance(section.options, dnsbl.Options):
-            try:
-                check = dnsbl.Check(section.options, Context(section.name, section.direction))
-            except ValueError as error:
-                raise UserError(f"{section.place}: check {section.name!r}: {error}") from None
-            found.append((section.name, check))
-    return found
-
-
-def _off(session: Session, lists: Sequence[Blocklist]) -> list[str]:
-    """The public names of the lists that are off by hand, after a note on each, and on each that is sick for policyd; none
-    where there is no database to say so."""
+def _state(session: Session, lists: Sequence[Blocklist]) -> tuple[list[str], list[str]]:
+    """The public names of the lists that are off by hand, and a note on each of them and on each that is sick for policyd;
+    nothing where there is no database to say so."""
     from policyd.cli.common import Times
     from policyd.cli.dnsbl import STALE, health_of
     from policyd.dns.health import SICK
@@ -102,18 +87,16 @@ def _off(session: Session, lists: Sequence[Blocklist]) -> list[str]:
             modes = admin.rows(connection, "check_mode", times.now)
             health = read_health(connection, SUBJECT)
     except StoreError:
-        return []
-    off = {row.name for row in modes if row.mode == OFF}
+        return [], []
+    off, notes = {row.name for row in modes if row.mode == OFF}, []
     for each in lists:
-        known = health_of(health, each.public, each.domains)
+        known, name = health_of(health, each.public, each.domains), escape(each.public)
         if each.subject in off:
-            session.note(
-                f"{escape(each.public)} is off: policyd counts nothing for it until 'policyctl dnsbl on {escape(each.public)}'"
-            )
+            notes.append(f"{name} is off: policyd counts nothing for it until 'policyctl dnsbl on {name}'")
         elif known is not None and known.state == SICK and times.now + times.ahead - known.at <= STALE:
             why = escape(str(known.figures.get("why", "")), 200)
-            session.note(f"{escape(each.public)} is sick for policyd, which counts nothing for it now: {why}")
-    return list(dict.fromkeys(each.public for each in lists if each.subject in off))
+            notes.append(f"{name} is sick for policyd, which counts nothing for it now: {why}")
+    return list(dict.fromkeys(each.public for each in lists if each.subject in off)), notes
 
 
 class Said(NamedTuple):

@@ -10,6 +10,7 @@ import click
 
 from policyd.answer import escape
 from policyd.cli.common import Session, json_option, pass_session, table
+from policyd.cli.configured import checks_of
 from policyd.inquiry import Inquiry
 from policyd.match import parse_address
 from policyd.request import RCPT
@@ -61,7 +62,7 @@ def check(session: Session, ip: str, sender: str, helo: str) -> int:
     begun = time.monotonic()
     verdicts, look_ups = asyncio.run(_evaluate(session.config, str(address), sender, helo))
     took = time.monotonic() - begun
-    answers = asyncio.run(_answers(session.config, str(address), sender, helo, verdicts))
+    answers = asyncio.run(_answers(session, str(address), sender, helo, verdicts))
     if session.json:
         session.data(_record(str(address), verdicts, look_ups) | {"checks": answers})
     else:
@@ -111,10 +112,9 @@ class _Known:
 
 
 async def _answers(
-    config: Config, ip: str, sender: str, helo: str, verdicts: Verdicts
+    session: Session, ip: str, sender: str, helo: str, verdicts: Verdicts
 ) -> list[dict[str, Any]]:
     """What each spf check of the configuration answers to these verdicts; ``None``: it looks at no such mail."""
-    from policyd.checks import Context, spf
     from policyd.dns.spf import host_name
 
     attributes = {
@@ -124,16 +124,11 @@ async def _answers(
         "helo_name": helo,
         "sender": "" if sender == "<>" else sender,
     }
-    request, found = config.site.request(attributes), []
-    for section in config.checks:
-        if not isinstance(section.options, spf.Options):
-            continue
-        context = Context(
-            section.name, section.direction, site=config.site, spf=_Known(verdicts, host_name())
-        )
+    request, found = session.config.site.request(attributes), []
+    for section, check in checks_of(session, "spf", spf=_Known(verdicts, host_name())):
         opinion = None
         if section.direction in ("any", request.direction):
-            opinion = await spf.Check(section.options, context).check(request, 0, Steering(), Inquiry())
+            opinion = await check.check(request, 0, Steering(), Inquiry())
         # The reference is that of a decision, and this is none.
         answer = None if opinion is None else str(opinion.answer).replace("{ref}", "REF")
         found.append({"check": section.name, "answer": answer})

@@ -131,6 +131,15 @@ even_authenticated = true
     assert [each["answer"] is None for each in answers] == [False, True, True]
 
 
+def test_a_check_that_does_not_take_its_options_is_one_line(place: Place) -> None:
+    """The daemon would not start with it either."""
+    with place.config.open("a") as file:
+        file.write('\n[[check]]\nuse = "spf"\nfor = "submission"\n')
+    result = place.run("spf", "check", "192.0.2.10", "bob@example.com")
+    assert result.exit_code == 1
+    assert "check 'spf': with for = 'submission' it would check nothing" in result.output
+
+
 def test_no_answer_is_told_apart(place: Place) -> None:
     """A script must not take trouble of the DNS for a verdict."""
     result = place.run("spf", "check", "192.0.2.10", "a@silent.example")
