@@ -18,6 +18,8 @@ log = logging.getLogger("policyd.store")
 
 #: Octets of the log that are to be copied at once, at the least.
 ENOUGH = 8 * 1024 * 1024
+#: The same where room may be short: what is in the log takes room twice, and a disk full of it could not be copied from.
+SHORT = 1024 * 1024
 #: With so many times as much it is urgent.
 BEHIND = 3
 #: Octets that mean that a reader keeps the copying from its end.
@@ -55,6 +57,14 @@ class Checkpoints:
         self._next_look = clock + LOOK
         octets = self._octets()
         if octets > ENOUGH and (clock >= self._full_at or octets > self._size + ENOUGH):
+            self.copy(connection)
+
+    def spare_room(self, connection: sqlite3.Connection) -> None:
+        """Copy all but a short log.
+
+        :raises sqlite3.Error: the database is in trouble.
+        """
+        if self._octets() > SHORT:
             self.copy(connection)
 
     def copy(self, connection: sqlite3.Connection, wait: bool = False) -> None:

@@ -318,6 +318,9 @@ class SturdyLedger:
             else:
                 self._told += before - len(self._ledger.backlog)
                 most = min(PART, 2 * most)
+                # If that finds no room, the next part may, or says so.
+                with contextlib.suppress(sqlite3.Error):
+                    self._upkeep.checkpoints.spare_room(self._ledger.connection)
             if time.monotonic() >= until:
                 break
         return more

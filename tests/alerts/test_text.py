@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -29,7 +30,7 @@ FACTS: dict[str, Any] = {
 
 
 def alert(
-    kind: str = "suspend", subject: str = "alice@example.org", resolved: bool = False, /, **facts: Any
+    kind: str = "suspend", subject: str = "alice@example.org", resolved: bool = False, **facts: Any
 ) -> Alert:
     return Alert("0123456789abcdef0123", "mail", kind, subject, resolved, facts, 1, 0, 1_795_865_882_240)
 
@@ -141,7 +142,8 @@ VALUES = st.recursive(
 )
 def test_whatever_the_facts_are(kind: str, subject: str, resolved: bool, facts: dict[str, Any]) -> None:
     """Any facts have words: printable ASCII in lines of policyd's own, and JSON that says the same as was noted."""
-    one = alert(kind, subject, resolved, **facts)
+    # A fact may be called like a parameter.
+    one = dataclasses.replace(alert(kind, subject, resolved), facts=facts)
     said = words(one)
     assert all(line.isprintable() and line.isascii() for line in said.text().split("\n"))
     assert "\n" not in said.title

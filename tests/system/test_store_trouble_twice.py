@@ -28,8 +28,8 @@ from tests.system.test_store_trouble import (
 )
 from tests.system.waiting import wait_for
 
-#: Messages whose rows take more than the small disk.
-MORE_THAN_FITS = 8_000
+#: Messages whose rows take more than the small disk, and more than half of it.
+MORE_THAN_FITS, MORE_THAN_HALF = 8_000, 5_500
 
 __all__ = ["policyd", "small_disk"]
 
@@ -142,6 +142,22 @@ def test_an_upgrade_that_finds_no_room(
     assert len(ids) == len(set(ids))
 
 
+def test_what_waits_may_take_more_than_half_the_disk(policyd: Policyd, small_disk: Path) -> None:
+    """On its way into the database all of it stands in the write-ahead log, too: a log as long as the disk could not be
+    copied into the database any more, and policyd would stay in memory for good."""
+    fill(small_disk)
+    policyd.start()
+    with Asker(policyd_address(policyd)) as asker:
+        witness = Witness(asker)
+        for _ in range(MORE_THAN_HALF):
+            assert witness.send() == "DUNNO"
+        (small_disk / "filler").unlink()
+        policyd.wait_told("store-well: ")
+        wait_for(lambda: on_disk(policyd) == MORE_THAN_HALF, policyd.told)
+        assert policyd.database.stat().st_size > 3 << 20
+    policyd.stop()
+
+
 def test_damaged_and_full_while_it_runs(policyd: Policyd, small_disk: Path) -> None:
     """No half of a new database is taken for all that is known: the bans stay, and each message is told once."""
     give_a_past(policyd, "ended")
@@ -157,6 +173,8 @@ def test_damaged_and_full_while_it_runs(policyd: Policyd, small_disk: Path) -> N
     until = time.monotonic() + 3
     while time.monotonic() < until:
         witness.look_around()
+        # What it says of it must not be more than the small disk takes.
+        time.sleep(0.01)
     assert len(policyd.told().splitlines()) < 20, policyd.told()
     (small_disk / "filler").unlink()
     policyd.wait_told("store-well: ")
