@@ -28,6 +28,8 @@ MOST_SILENT_TESTS, LONG_SILENT_TESTS, RETEST_LONG_SILENT = 3, 30, 25.0
 #: The breaker looks at so many different clients, and takes a list out that lists more than this part of them, as no other
 #: operator's list does: lists of one operator have failed together.
 WINDOW, MOST_ALONE = 50, 0.9
+#: Names of one client that are noted, as not to be believed for a day if the list was wrong.
+MOST_NAMES = 100
 #: Unless it listed so many already before: then it is the clients, not the list.
 USUAL = 0.5
 #: What a list said while it listed everything may be remembered on the way for a day; it is not believed so long, s.
@@ -44,8 +46,8 @@ class _Crowd:
     """
 
     def __init__(self) -> None:
-        #: By client: its name, and whether its operator alone listed it.
-        self._window: OrderedDict[str, tuple[str, bool]] = OrderedDict()
+        #: By client: its names, and whether its operator alone listed it.
+        self._window: OrderedDict[str, tuple[set[str], bool]] = OrderedDict()
         #: The part of those listed among the clients before, and how many these were.
         self._before, self._seen_before = 0.0, 0
 
@@ -54,8 +56,11 @@ class _Crowd:
         window = self._window
         client = _client(kind, name)
         if client in window:
+            names, _ = window[client]
+            if len(names) < MOST_NAMES:
+                names.add(name)
             return 0
-        window[client] = name, alone
+        window[client] = {name}, alone
         if len(window) > WINDOW:
             _, (_, was_alone) = window.popitem(last=False)
             self._seen_before += 1
@@ -70,7 +75,7 @@ class _Crowd:
 
     def names(self) -> list[str]:
         """Those of the last clients."""
-        return [name for name, _ in self._window.values()]
+        return [name for names, _ in self._window.values() for name in names]
 
     def clear(self) -> None:
         """Begin anew; what is usual is kept."""
@@ -168,7 +173,7 @@ class ListHealth:
             self.slowest = max(self.slowest * 0.99, seconds)
             self._silent = self._mute = 0
 
-    def unanswered(self, now: float) -> str:
+    def unanswered(self, kind: str, now: float) -> str:
         """It did not answer a look-up; why it is sick of that, if it is."""
         self.asked += 1
         self.errors += 1
@@ -177,7 +182,8 @@ class ListHealth:
         self._silent += 1
         if self._silent < MOST_SILENT or now - self._silent_since < SILENT_FOR:
             return ""
-        self._mute += self.state == WELL
+        # The tests need no answer to IPv6's: a list that has none must not be out for long for IPv4.
+        self._mute += self.state == WELL and kind != "v6"
         return f"left {self._silent} look-ups in a row unanswered"
 
     def doubted(self, now: float) -> None:

@@ -16,7 +16,7 @@ import spf
 
 from policyd.dns.spf_limits import fits, objection
 from policyd.lookup import FOUND, UNKNOWN, Found
-from policyd.senderpolicy import FAIL, PERMERROR, TEMPERROR, Claim
+from policyd.senderpolicy import FAIL, PERMERROR, SOFTFAIL, TEMPERROR, Claim
 
 #: A name and a record type, as the resolver is asked.
 Question = tuple[str, str]
@@ -75,6 +75,8 @@ class _Run(spf.query):  # type: ignore[misc]
         self.ident = claim.identity
         self.open_questions: list[Question] = []
         self.open_explanations: list[Question] = []
+        #: Why one of the client's names could not be found out; it may have been the one that would have matched.
+        self.nameless = ""
         #: Whether the verdict, or the text that explains it, looks at the sender or the HELO name.
         self.personal = False
         self.explained_to_one = False
@@ -128,15 +130,16 @@ class _Run(spf.query):  # type: ignore[misc]
         """The client's names that lead back to it; a name that nobody can say anything about is left out (RFC 7208 5.5)."""
         try:
             names = self.dns_ptr(self.i)
-        except spf.TempError:
+        except spf.TempError as error:
+            self.nameless = str(error)
             return []
         kept = []
         for name in names[: spf.MAX_PTR]:
             try:
                 if self.cidrmatch(self.dns_a(name, self.A), self.cidrmax):
                     kept.append(name)
-            except spf.TempError:
-                continue
+            except spf.TempError as error:
+                self.nameless = str(error)
         return kept
 
     def check0(self, spf: str, recursion: int) -> Any:
@@ -217,6 +220,10 @@ def run(claim: Claim, receiver: str, known: Mapping[Question, Found], memo: Memo
     problem = str(getattr(one, "prob", "")) if result in (PERMERROR, TEMPERROR) else ""
     if problem and one.mech:
         problem = f"{problem}: {one.mech[-1]}"
+    if result in (FAIL, SOFTFAIL) and one.nameless:
+        # RFC 7208 5.5 goes on as if it did not match. Whether it was the client's zone or the way there, nobody can tell,
+        # and trouble of the DNS must not refuse.
+        return Outcome((), TEMPERROR, problem=one.nameless)
     explained = result == FAIL and text != spf.EXPLANATIONS[FAIL]
     return Outcome(
         (),

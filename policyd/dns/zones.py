@@ -136,7 +136,8 @@ class Zones:
             if found.why == "timeout" and due - began < FAIR:
                 health.doubted(self._clock())
             elif found.why not in NOT_THE_LIST:
-                self._fall_sick(blocklist, health, health.unanswered(self._clock()), silent=True)
+                why = health.unanswered(_kind(blocklist, name), self._clock())
+                self._fall_sick(blocklist, health, why, silent=True)
             return _sick(health) if health.state == SICK else Listing(why=found.why, ttl=UNKNOWN_TTL)
         health.answered(ended - began if waited else None)
         if found.status != FOUND:
@@ -299,7 +300,8 @@ class Zones:
         wall = int(self._wall() * 1000)
         if health.fall_sick(why, self._clock(), wall, silent=silent, breaker=breaker):
             self.epoch += 1
-            log.error("dnsbl-sick: %s: %s; it counts nothing until it passes its test", blocklist.public, why)
+            ends = "for half an hour, and until it passes its test" if breaker else "until it passes its test"
+            log.error("dnsbl-sick: %s: %s; it counts nothing %s", blocklist.public, why, ends)
 
 
 def _sick(health: ListHealth) -> Listing:

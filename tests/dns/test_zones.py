@@ -665,6 +665,40 @@ async def test_one_network_with_many_addresses_cannot_take_a_list_out() -> None:
 
 
 @on_loop
+async def test_none_of_those_who_were_listed_when_everybody_was_is_believed() -> None:
+    """The second address of a network, too: it may be remembered as listed on the way, for longer than the list is out."""
+    world = World()
+    await world.with_list(BL, B2)
+    await clients(world, 0, 150)
+    names = [reversed_address(f"203.{network}.113.{host}") for network in range(50) for host in (7, 8)]
+    for name in names:
+        world.zones.tally((BL, B2), name, [Listing(("127.0.0.2",), True), Listing((), True)])
+    assert world.state()[0] == "sick"
+    world.now += health.BREAKER_REST
+    await world.zones.test_due()
+    assert world.state()[0] == "well"
+    believed = [name for name in names if world.zones._health[BL.zone, False][1].believes(name, world.now)]
+    # Those that came after it was sick were not asked.
+    assert not set(believed) & set(names[:91])
+
+
+@on_loop
+async def test_a_list_that_is_silent_on_ipv6_is_asked_again_soon() -> None:
+    """Its tests are IPv4's, which it passes: it must not be out for half an hour for that."""
+    world = World()
+    await world.with_list(BL)
+    world.lists[BL.zone] = lambda name: SILENT if name.count(".") == 31 else honest(name)
+    well = 0
+    for _ in range(3600):
+        world.now += 1
+        await world.zones.test_due()
+        if world.state()[0] == "well":
+            well += 1
+            await world.listing(reversed_address("2001:db8::7"))
+    assert well > 1200
+
+
+@on_loop
 async def test_lists_of_one_operator_that_list_everybody_together_are_taken_out() -> None:
     """SORBS, UCEPROTECT and others serve several lists from one place: what befalls one befalls the others."""
     operators = Blocklist("l1.bl.test", "l1.bl.test"), Blocklist("l2.bl.test", "l2.bl.test")
