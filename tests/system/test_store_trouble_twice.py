@@ -171,10 +171,8 @@ def test_damaged_and_full_while_it_runs(policyd: Policyd, small_disk: Path) -> N
     fill(small_disk)
     wait_for(lambda: witness.send() and "cannot be " in policyd.told(), policyd.told)
     until = time.monotonic() + 3
-    while time.monotonic() < until:
-        witness.look_around()
-        # What it says of it must not be more than the small disk takes.
-        time.sleep(0.01)
+    # At the pace of a wait: what it says of it must not be more than the small disk takes.
+    wait_for(lambda: witness.look_around() or time.monotonic() >= until, policyd.told)
     assert len(policyd.told().splitlines()) < 20, policyd.told()
     (small_disk / "filler").unlink()
     policyd.wait_told("store-well: ")
